@@ -1,0 +1,1 @@
+"""Fine-tuning and freezing for recurrent encoders in PyTorch."""

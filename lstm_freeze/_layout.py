@@ -1,0 +1,82 @@
+"""Where a parameter of an RNN sits: (layer, direction, kind) <-> name. No torch.
+
+The only file that spells or parses the parameter names of nn.RNNBase.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+DIRECTIONS = ("forward", "reverse")
+KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+KIND_GROUPS = {
+    "weight": ("weight_ih", "weight_hh", "weight_hr"),
+    "bias": ("bias_ih", "bias_hh"),
+}
+
+_NAME = re.compile(
+    rf"(?P<kind>{'|'.join(KINDS)})_l(?P<layer>0|[1-9]\d*)(?P<reverse>_reverse)?"
+)
+_PARAMETRIZED = re.compile(r"(?:parametrizations\.)(?P<base>[^.]+)\..+")
+_OLD_STYLE = re.compile(r"(?P<base>.+)_(?:g|v|orig)")
+
+
+class Place(NamedTuple):
+    """The place of one parameter in an RNN."""
+
+    layer: int
+    direction: str
+    kind: str
+
+
+def base_name(name: str) -> str:
+    """The attribute that a parametrised or old-style re-parametrised parameter computes.
+
+    >>> base_name("parametrizations.weight_hh_l0.original0"), base_name("weight_hh_l0_g")
+    ('weight_hh_l0', 'weight_hh_l0')
+    """
+    match = _PARAMETRIZED.fullmatch(name) or _OLD_STYLE.fullmatch(name)
+    return match["base"] if match else name
+
+
+def name_of(layer: int, direction: str, kind: str) -> str:
+    """The name nn.RNNBase gives the parameter at a place.
+
+    >>> name_of(1, "reverse", "bias_hh")
+    'bias_hh_l1_reverse'
+    """
+    return f"{kind}_l{layer}{'_reverse' if direction == 'reverse' else ''}"
+
+
+def place_of(name: str) -> Place | None:
+    """The place a parameter name of an RNN speaks of; None for any other name.
+
+    >>> place_of("weight_ih_l11_reverse")
+    Place(layer=11, direction='reverse', kind='weight_ih')
+    >>> place_of("parametrizations.weight_hh_l0.original1").kind
+    'weight_hh'
+    """
+    match = _NAME.fullmatch(name) or _NAME.fullmatch(base_name(name))
+    if match is None:
+        return None
+    return Place(int(match["layer"]), DIRECTIONS[match["reverse"] is not None], match["kind"])
+
+
+def kinds_of(bias: bool, proj: bool) -> tuple[str, ...]:
+    """The kinds an RNN with these options has, in registration order."""
+    return ("weight_ih", "weight_hh", *KIND_GROUPS["bias"] * bias, *("weight_hr",) * proj)
+
+
+def rnn_names(num_layers: int, bidirectional: bool, bias: bool, proj: bool) -> tuple[str, ...]:
+    """All parameter names of an RNN, in nn.RNNBase's registration order.
+
+    >>> rnn_names(1, True, False, False)
+    ('weight_ih_l0', 'weight_hh_l0', 'weight_ih_l0_reverse', 'weight_hh_l0_reverse')
+    """
+    return tuple(
+        name_of(layer, direction, kind)
+        for layer in range(num_layers)
+        for direction in DIRECTIONS[: 1 + bidirectional]
+        for kind in kinds_of(bias, proj)
+    )
