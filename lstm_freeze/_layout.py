@@ -15,11 +15,9 @@ KIND_GROUPS = {
     "bias": ("bias_ih", "bias_hh"),
 }
 
-_NAME = re.compile(
-    rf"(?P<kind>{'|'.join(KINDS)})_l(?P<layer>0|[1-9]\d*)(?P<reverse>_reverse)?"
-)
-_PARAMETRIZED = re.compile(r"(?:parametrizations\.)(?P<base>[^.]+)\..+")
-_OLD_STYLE = re.compile(r"(?P<base>.+)_(?:g|v|orig)")
+_NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})_l(?P<layer>0|[1-9]\d*)(?P<reverse>_reverse)?")
+_PARAMETRIZED = re.compile(r"(?P<path>(?:.*\.)?)parametrizations\.(?P<base>[^.]+)\..+")
+_OLD_STYLE = re.compile(r"(?P<path>)(?P<base>.+)_(?:g|v|orig)")
 
 
 class Place(NamedTuple):
@@ -31,13 +29,13 @@ class Place(NamedTuple):
 
 
 def base_name(name: str) -> str:
-    """The attribute that a parametrised or old-style re-parametrised parameter computes.
+    """The path of the tensor that a parametrised (also old-style) parameter serves.
 
-    >>> base_name("parametrizations.weight_hh_l0.original0"), base_name("weight_hh_l0_g")
-    ('weight_hh_l0', 'weight_hh_l0')
+    >>> base_name("lstm.parametrizations.weight_hh_l0.original0"), base_name("weight_hh_l0_g")
+    ('lstm.weight_hh_l0', 'weight_hh_l0')
     """
     match = _PARAMETRIZED.fullmatch(name) or _OLD_STYLE.fullmatch(name)
-    return match["base"] if match else name
+    return match["path"] + match["base"] if match else name
 
 
 def name_of(layer: int, direction: str, kind: str) -> str:
