@@ -1,0 +1,62 @@
+"""What DistributedDataParallel allows to be frozen and unfrozen once it has wrapped a module."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ._parts import Tree, inner_name
+
+# What freezing through a DDP object found trainable was trainable when DDP wrapped it: a parameter
+# that was not could not have been unfrozen through that object since.
+_trainable_at_wrap: weakref.WeakKeyDictionary[DistributedDataParallel, WeakIdKeyDictionary] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def ddp_of(module: nn.Module) -> DistributedDataParallel | None:
+    """The DDP object that was given, possibly inside or around other wrappers."""
+    while not isinstance(module, DistributedDataParallel):
+        if (name := inner_name(module)) is None:
+            return None
+        module = module.get_submodule(name)
+    return module
+
+
+def require_reducible(
+    ddp: DistributedDataParallel, tree: Tree, unfrozen: Mapping[str, nn.Parameter]
+) -> None:
+    """Raise ValueError if the reducer may not hold a parameter that is about to be unfrozen."""
+    reduced = ddp._get_ddp_logging_data()["num_parameter_tensors"]  # type: ignore[no-untyped-call]
+    known = _trainable_at_wrap.get(ddp, WeakIdKeyDictionary())
+    unknown = [name for name, p in unfrozen.items() if p not in known]
+    if reduced < len(tree.distinct()) and unknown:
+        raise ValueError(
+            f"unfreezing {unknown[0]!r} under DDP: it was frozen when DDP wrapped the module, so "
+            "its gradients would stay local and the ranks would drift apart; wrap the module "
+            "while all that will ever train is trainable, and freeze after that"
+        )
+
+
+def warn_unused(ddp: DistributedDataParallel, stacklevel: int) -> None:
+    """Warn if DDP will wait for gradients that frozen parameters never get."""
+    if not ddp.find_unused_parameters or ddp.static_graph:
+        warnings.warn(
+            "freezing or unfreezing under DDP without find_unused_parameters=True (or with "
+            "static_graph=True): DDP waits for the gradients of frozen parameters and raises in "
+            "the next backward pass; wrap with "
+            "DistributedDataParallel(module, find_unused_parameters=True)",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def remember_trainable(ddp: DistributedDataParallel, parameters: Iterable[nn.Parameter]) -> None:
+    """Note parameters that are trainable under this DDP object and about to be frozen."""
+    known = _trainable_at_wrap.setdefault(ddp, WeakIdKeyDictionary())
+    for parameter in parameters:
+        known[parameter] = True

@@ -1,0 +1,363 @@
+"""freeze, unfreeze, freeze_up_to: what trains from now on, and the handle that undoes it."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+from torch import nn
+
+from ._distributed import ddp_of, remember_trainable, require_reducible, warn_unused
+from ._holding import dropout_switches, norm_switches
+from ._ledger import Switch, decide, withdraw
+from ._optimizers import (
+    as_optimizers,
+    drop_state,
+    prepare_fused_momentum,
+    refuse_lbfgs,
+    require_held,
+)
+from ._parts import Tree
+from ._selection import Layers, Names, Target, select_in
+from ._status import status
+
+
+class Listener(Protocol):
+    """What wants to hear of every freeze, unfreeze and undo."""
+
+    def frozen_changed(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Called after the state of these parameters was decided anew."""
+
+
+listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, eq=False)
+class RequiresGrad:
+    """The switch of a parameter: on is trainable. No old gradient outlives a change."""
+
+    owner: nn.Parameter
+    name: str = "requires_grad"
+
+    def read(self) -> bool:
+        """Whether it is trainable."""
+        return self.owner.requires_grad
+
+    def write(self, value: bool) -> None:
+        """Make it trainable or frozen."""
+        if not (value and self.owner.requires_grad):
+            self.owner.grad = None
+        self.owner.requires_grad_(value)
+
+
+class Freeze:
+    """What `freeze`, `unfreeze` and `freeze_up_to` return: a handle that can undo the call.
+
+    Prints as the status table of the module. Works as a context manager that undoes at the exit.
+    Dropping it undoes nothing. While several handles are live (not undone), the youngest that
+    selected a parameter decides about it; undoing all of them, in any order, restores exactly what
+    was before: requires_grad, the mode of normalisation layers and dropout. Gradients and
+    optimizer state are not brought back, and edits of requires_grad by hand are overridden.
+
+    Attributes:
+        changed: Names of the parameters whose requires_grad the call changed, each parameter once.
+
+    Example:
+        >>> lstm = nn.LSTM(4, 8)
+        >>> with freeze(lstm, kinds="weight_hh") as frozen:
+        ...     frozen.changed, lstm.weight_hh_l0.requires_grad
+        (('weight_hh_l0',), False)
+        >>> lstm.weight_hh_l0.requires_grad
+        True
+    """
+
+    def __init__(self, module: nn.Module, changed: tuple[str, ...], switches: list[Switch]) -> None:
+        """Hold what the call decided; made by the functions above only."""
+        self.changed = changed
+        self._module = module
+        self._switches = switches
+
+    def undo(self) -> None:
+        """Take the call back; a second time does nothing."""
+        switches, self._switches = self._switches, []
+        for switch in switches:
+            withdraw(self, switch)
+        _notify(switches)
+
+    def __enter__(self) -> Freeze:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+    def __repr__(self) -> str:
+        return repr(status(self._module))
+
+    def _repr_html_(self) -> str:
+        return status(self._module)._repr_html_()
+
+
+def freeze(
+    module: nn.Module,
+    *targets: Target,
+    layers: Layers = None,
+    directions: Names = None,
+    kinds: Names = None,
+    exclude: Target = None,
+    only: bool = False,
+    optimizer: Any = None,
+    dropout: str = "keep",
+) -> Freeze:
+    """Freeze the chosen parameters: from now on no optimizer of torch.optim moves them.
+
+    Sets requires_grad=False and grad=None, so that neither a stale gradient nor momentum nor
+    weight decay reaches them; normalisation layers whose parameters are all frozen use their
+    running statistics and stop updating them. Parameters are chosen as in `select`.
+
+    Args:
+        module: Any module; wrappers (DDP, torch.compile's) are looked through.
+        targets: What to freeze; see `select`. None and no keyword: everything.
+        layers: Layers of the one RNN in `module`.
+        directions: Directions of the one RNN in `module`.
+        kinds: Kinds of parameters of the one RNN in `module`.
+        exclude: Targets to leave as they are.
+        only: Also unfreeze everything else.
+        optimizer: One or several whose state for the frozen parameters is dropped, so that a
+            later unfreeze begins without stale momentum.
+        dropout: `"off"` also stops the dropout between two frozen layers and the nn.Dropout
+            modules within what is frozen, so that a frozen encoder is deterministic.
+
+    Returns:
+        A handle with `.changed` and `.undo()`, also a context manager.
+
+    Raises:
+        ValueError: The selection is wrong (see `select`), `dropout` is neither `"keep"` nor
+            `"off"` or cannot be done, or the optimizer is LBFGS. Nothing was changed.
+        TypeError: An argument is of the wrong type. Nothing was changed.
+
+    Warns:
+        UserWarning: The call named something, and nothing is left that trains.
+
+    Example:
+        >>> lstm = nn.LSTM(4, 8, num_layers=2)
+        >>> freeze(lstm, layers=[0]).changed
+        ('weight_ih_l0', 'weight_hh_l0', 'bias_ih_l0', 'bias_hh_l0')
+    """
+    tree = _read(module)
+    chosen = select_in(tree, targets, layers, directions, kinds, exclude).distinct
+    named = bool(targets) or not (layers is None and directions is None and kinds is None)
+    return set_trainable(
+        module,
+        tree,
+        frozen=chosen,
+        trainable=_others(tree, chosen) if only else {},
+        optimizer=optimizer,
+        dropout=dropout,
+        warn=named,
+    )
+
+
+def unfreeze(
+    module: nn.Module,
+    *targets: Target,
+    layers: Layers = None,
+    directions: Names = None,
+    kinds: Names = None,
+    exclude: Target = None,
+    only: bool = False,
+    optimizer: Any = None,
+) -> Freeze:
+    """Make the chosen parameters trainable, beginning without an old gradient.
+
+    Parameters that cannot train (integer ones) are skipped.
+
+    Args:
+        module: Any module; wrappers (DDP, torch.compile's) are looked through.
+        targets: What to unfreeze; see `select`. None and no keyword: everything.
+        layers: Layers of the one RNN in `module`.
+        directions: Directions of the one RNN in `module`.
+        kinds: Kinds of parameters of the one RNN in `module`.
+        exclude: Targets to leave as they are.
+        only: Also freeze everything else.
+        optimizer: One or several that must hold what is unfrozen.
+
+    Returns:
+        A handle with `.changed` and `.undo()`, also a context manager.
+
+    Raises:
+        ValueError: The selection is wrong (see `select`); an unfrozen parameter is in no group of
+            `optimizer` and would never train; or it was frozen when DDP wrapped the module.
+            Nothing was changed.
+        TypeError: An argument is of the wrong type. Nothing was changed.
+
+    Example:
+        >>> lstm = nn.LSTM(4, 8, num_layers=2)
+        >>> unfreeze(lstm, layers=-1, only=True).changed
+        ('weight_ih_l0', 'weight_hh_l0', 'bias_ih_l0', 'bias_hh_l0')
+    """
+    tree = _read(module)
+    chosen = select_in(tree, targets, layers, directions, kinds, exclude).distinct
+    return set_trainable(
+        module,
+        tree,
+        frozen=_others(tree, chosen) if only else {},
+        trainable=chosen,
+        optimizer=optimizer,
+        warn=only,
+    )
+
+
+def freeze_up_to(module: nn.Module, layer_or_target: int | str) -> Freeze:
+    """Freeze the frozen prefix: everything registered up to and including a layer or target.
+
+    The frozen prefix is the input-side part of a model below the lowest trainable layer; where
+    its input needs no gradient, its whole backward pass can be skipped. What is registered after
+    it is left as it is.
+
+    Args:
+        module: Any module; wrappers (DDP, torch.compile's) are looked through.
+        layer_or_target: A layer of the one RNN in `module` (`0`, `-1`), or a target as in `select`.
+
+    Returns:
+        A handle with `.changed` and `.undo()`, also a context manager.
+
+    Raises:
+        ValueError: There is no such layer or target. Nothing was changed.
+        TypeError: `layer_or_target` is neither an int nor a string. Nothing was changed.
+
+    Example:
+        >>> model = nn.ModuleDict({"emb": nn.Embedding(9, 4), "lstm": nn.LSTM(4, 8, 2)})
+        >>> freeze_up_to(model, 0).changed[:3]
+        ('emb.weight', 'lstm.weight_ih_l0', 'lstm.weight_hh_l0')
+    """
+    tree = _read(module)
+    if isinstance(layer_or_target, str):
+        last = select_in(tree, (layer_or_target,)).distinct
+    elif isinstance(layer_or_target, int) and not isinstance(layer_or_target, bool):
+        last = select_in(tree, layers=layer_or_target).distinct
+    else:
+        raise TypeError(
+            "`layer_or_target` must be a layer (an int) or a target (a string), "
+            f"got {layer_or_target!r}"
+        )
+    in_order = [name for part in tree.parts for name in part.parameters]
+    end = max(in_order.index(name) for name in last) + 1
+    prefix = {name: tree.parameters[name] for name in in_order[:end]}
+    return set_trainable(module, tree, frozen=prefix, trainable={}, warn=True)
+
+
+def set_trainable(
+    module: nn.Module,
+    tree: Tree,
+    *,
+    frozen: Mapping[str, nn.Parameter],
+    trainable: Mapping[str, nn.Parameter],
+    optimizer: Any = None,
+    dropout: str = "keep",
+    warn: bool = False,
+    stacklevel: int = 3,
+) -> Freeze:
+    """Freeze some parameters and unfreeze others: all checks, then all changes."""
+    optimizers = as_optimizers(optimizer)
+    trainable = {name: p for name, p in trainable.items() if can_train(p)}
+    _refuse_inference_tensors(trainable)
+    refuse_lbfgs(optimizers if frozen else ())
+    require_held(optimizers, trainable)
+    changed = _changes(frozen, trainable)
+    ddp = ddp_of(module)
+    if ddp is not None:
+        require_reducible(ddp, tree, trainable)
+    switches = _module_switches(tree, frozen, trainable, dropout)
+
+    if warn and not _trains_afterwards(tree, frozen, trainable):
+        warnings.warn(
+            "nothing in this module is trainable any more, so a backward pass through it alone "
+            "will fail; unfreeze(module, ...) what should train, or freeze less",
+            stacklevel=stacklevel,
+        )
+    if ddp is not None and changed:
+        warn_unused(ddp, stacklevel)
+        remember_trainable(ddp, [p for p in frozen.values() if p.requires_grad])
+    newcomers = [p for p in trainable.values() if not p.requires_grad]
+    handle = Freeze(module, changed, switches)
+    for switch in switches:
+        decide(handle, switch, True)
+    for parameters, value in ((frozen, False), (trainable, True)):
+        for parameter in parameters.values():
+            switch = RequiresGrad(parameter)
+            decide(handle, switch, value)
+            switches.append(switch)
+    drop_state(optimizers, frozen.values())
+    prepare_fused_momentum(optimizers, newcomers)
+    _notify(switches)
+    return handle
+
+
+def can_train(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is of a type that can require a gradient (integers cannot)."""
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
+def _read(module: nn.Module) -> Tree:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
+    return Tree(module)
+
+
+def _others(tree: Tree, chosen: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in tree.distinct().items() if name not in chosen}
+
+
+def _trains_afterwards(
+    tree: Tree, frozen: Mapping[str, nn.Parameter], trainable: Mapping[str, nn.Parameter]
+) -> bool:
+    left = (p.requires_grad for name, p in tree.distinct().items() if name not in frozen)
+    return bool(trainable) or not tree.parameters or any(left)
+
+
+def _refuse_inference_tensors(parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        if parameter.is_inference():
+            raise ValueError(
+                f"{name!r} was made under torch.inference_mode() and can never train; "
+                "build the module outside of it"
+            )
+
+
+def _changes(
+    frozen: Mapping[str, nn.Parameter], trainable: Mapping[str, nn.Parameter]
+) -> tuple[str, ...]:
+    off = [name for name, p in frozen.items() if p.requires_grad]
+    return (*off, *(name for name, p in trainable.items() if not p.requires_grad))
+
+
+def _module_switches(
+    tree: Tree,
+    frozen: Mapping[str, nn.Parameter],
+    trainable: Mapping[str, nn.Parameter],
+    dropout: str,
+) -> list[Switch]:
+    if dropout not in ("keep", "off"):
+        raise ValueError(f'`dropout` must be "keep" or "off", got {dropout!r}')
+    ids = {id(p) for p in frozen.values()}
+    switches: list[Switch] = [*norm_switches(tree, ids)]
+    if dropout == "off":
+        already = {id(p) for p in tree.parameters.values() if not p.requires_grad}
+        switches += dropout_switches(tree, ids, (already | ids) - {*map(id, trainable.values())})
+    # A module reached by two paths has one switch.
+    return list({(id(switch.owner), switch.name): switch for switch in switches}.values())
+
+
+def _notify(switches: Sequence[Switch]) -> None:
+    parameters = [switch.owner for switch in switches if isinstance(switch, RequiresGrad)]
+    for listener in tuple(listeners):
+        listener.frozen_changed(parameters)

@@ -1,0 +1,189 @@
+"""Modules held in a mode while their parameters are frozen: normalisation and dropout layers.
+
+A hold is a pair of forward hooks that switches an attribute (`training`, or an nn.LSTM's
+`dropout`) for the length of the forward pass. That survives `.train()`, `.eval()`, deepcopy and
+pickle, and it looks at `requires_grad` in every call, so that it lets go when they are unfrozen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.utils.hooks import RemovableHandle
+
+from ._parts import Tree
+
+
+class Hold:
+    """The hooks of one held module; `owner` is the module whose parameters decide."""
+
+    def __init__(self, owner: nn.Module, attribute: str, value: float) -> None:
+        """Hold `attribute` at `value` whenever all parameters of `owner` are frozen."""
+        self.owner = owner
+        self.attribute = attribute
+        self.value = value
+
+    @property
+    def active(self) -> bool:
+        """Whether the parameters that decide are all frozen now."""
+        frozen = [not p.requires_grad for p in self.owner.parameters()]
+        return bool(frozen) and all(frozen)
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Before the forward pass."""
+        # Kept on the module and not here: replicas of a module share its hooks.
+        module.__dict__["_held"] = getattr(module, self.attribute)
+        if self.active:
+            setattr(module, self.attribute, self.value)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After the forward pass, also one that raised."""
+        if "_held" in module.__dict__:
+            setattr(module, self.attribute, module.__dict__.pop("_held"))
+
+
+_hooks: weakref.WeakKeyDictionary[Hold, tuple[RemovableHandle, RemovableHandle]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def hold_of(module: nn.Module) -> Hold | None:
+    """The hold on a module, if there is one."""
+    owners = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, Hold)), None)
+
+
+def is_normalization(module: nn.Module) -> bool:
+    """Whether a module keeps statistics that move in training though no gradient reaches them."""
+    return isinstance(module, _SpectralNorm) or (
+        isinstance(module, _NormBase) and module.running_mean is not None
+    )
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Whether a module is a dropout layer of torch.nn."""
+    return isinstance(module, _DropoutNd)
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """The switch that puts a hold on a module and takes it off."""
+
+    owner: nn.Module
+    decider: nn.Module
+    attribute: str = "training"
+    value: float = False
+    name: str = "held"
+
+    def read(self) -> bool:
+        """Whether the module is held."""
+        return hold_of(self.owner) is not None
+
+    def write(self, value: bool) -> None:
+        """Put the hold on, or take it off."""
+        hold = hold_of(self.owner)
+        if value and hold is None:
+            hold = Hold(self.decider, self.attribute, self.value)
+            _hooks[hold] = (
+                self.owner.register_forward_pre_hook(hold.enter),
+                self.owner.register_forward_hook(hold.leave, always_call=True),
+            )
+        elif hold is not None and not value:
+            # A copy of a held module has hooks of its own, which are not ours to remove.
+            for hook in _hooks.pop(hold, ()):
+                hook.remove()
+
+
+@dataclass(frozen=True, eq=False)
+class LayerDropoutOff:
+    """The switch that stops the dropout next to a frozen layer of a BiLSTM."""
+
+    owner: nn.Module
+    layer: int
+
+    @property
+    def name(self) -> str:
+        """Which layer."""
+        return f"dropout_off[{self.layer}]"
+
+    @property
+    def _layers(self) -> set[int]:
+        layers: set[int] = self.owner.dropout_off_layers  # type: ignore[assignment]
+        return layers
+
+    def read(self) -> bool:
+        """Whether the layer's dropout is off while frozen."""
+        return self.layer in self._layers
+
+    def write(self, value: bool) -> None:
+        """Switch it off (True) or back on."""
+        (self._layers.add if value else self._layers.discard)(self.layer)
+
+
+def decider_of(tree: Tree, path: str) -> nn.Module | None:
+    """The module itself if it has parameters, else its nearest ancestor that has some."""
+    while not any(True for _ in tree.modules[path].parameters()):
+        if not path:
+            return None
+        path = path.rpartition(".")[0]
+    return tree.modules[path]
+
+
+def norm_switches(tree: Tree, frozen: set[int]) -> list[Held]:
+    """Switches for the normalisation layers whose deciding parameters (by id) are being frozen."""
+    return [
+        Held(module, decider)
+        for path, module in tree.modules.items()
+        if is_normalization(module)
+        and (decider := decider_of(tree, path)) is not None
+        and any(id(p) in frozen for p in decider.parameters())
+    ]
+
+
+def dropout_switches(
+    tree: Tree, frozen: set[int], frozen_afterwards: set[int]
+) -> list[Held | LayerDropoutOff]:
+    """Switches for the dropout that lies within what is being frozen.
+
+    Raises:
+        ValueError: An nn.LSTM, nn.GRU or nn.RNN with dropout would be frozen only in part.
+    """
+    switches: list[Held | LayerDropoutOff] = []
+    for path, module in tree.modules.items():
+        if is_dropout(module):
+            decider = decider_of(tree, path)
+            if decider is not None and all(id(p) in frozen for p in decider.parameters()):
+                switches.append(Held(module, decider))
+        elif path in tree.rnns and any(id(p) in frozen for p in module.parameters()):
+            switches += _rnn_dropout_switches(tree, path, frozen, frozen_afterwards)
+    return switches
+
+
+def _rnn_dropout_switches(
+    tree: Tree, path: str, frozen: set[int], frozen_afterwards: set[int]
+) -> list[Held | LayerDropoutOff]:
+    rnn = tree.rnns[path]
+    if hasattr(rnn, "dropout_off_layers"):
+        places = tree.places(path).items()
+        layers = {p.layer for name, p in places if id(tree.parameters[name]) in frozen}
+        return [LayerDropoutOff(rnn, layer) for layer in sorted(layers)]
+    if not rnn.dropout or rnn.num_layers == 1:
+        return []
+    if not all(id(p) in frozen_afterwards for p in rnn.parameters()):
+        kind = type(rnn).__name__
+        remedy = (
+            "make it a BiLSTM with replace_lstm(model) or BiLSTM.from_lstm(lstm)"
+            if rnn.mode == "LSTM"
+            else "set its .dropout = 0.0"
+        )
+        raise ValueError(
+            f'dropout="off": {kind} {path!r} would be frozen only in part, and a {kind} has one '
+            f"dropout for all of its layers; {remedy}, or freeze all of it"
+        )
+    return [Held(rnn, rnn, "dropout", 0.0)]
