@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -237,6 +237,15 @@ def assert_agree(
     assert_close(
         gradients(bilstm, call, uses), gradients(lstm, call, uses), GRADIENT_TOLERANCE[dtype]
     )
+
+
+def error_of(function: Callable[..., object], *args: object, **keywords: object) -> Exception:
+    """The exception that a wrong call raises, to be compared with another's."""
+    try:
+        function(*args, **keywords)
+    except Exception as error:
+        return error
+    raise AssertionError(f"{function} accepted {args} {keywords}")
 
 
 @contextmanager
