@@ -1,1 +1,21 @@
 """Fine-tuning and freezing for recurrent encoders in PyTorch."""
+
+from ._freezing import Freeze as Freeze
+from ._freezing import freeze as freeze
+from ._freezing import freeze_up_to as freeze_up_to
+from ._freezing import unfreeze as unfreeze
+from ._selection import Selection as Selection
+from ._selection import select as select
+from ._status import Status as Status
+from ._status import status as status
+
+__all__ = [
+    "Freeze",
+    "Selection",
+    "Status",
+    "freeze",
+    "freeze_up_to",
+    "select",
+    "status",
+    "unfreeze",
+]
