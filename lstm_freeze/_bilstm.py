@@ -1,0 +1,476 @@
+"""BiLSTM: torch.nn.LSTM's contract on a recurrence of our own."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from . import _recurrence
+from ._layout import DIRECTIONS, kinds_of, name_of, place_of, rnn_names
+from ._packing import Rows, dense_rows, packed_rows, unpermuted
+
+State = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterGroup:
+    """The parameters of one layer and direction of an RNN.
+
+    Example:
+        >>> BiLSTM(4, 8).groups[1].names[0]
+        'weight_ih_l0_reverse'
+
+    Attributes:
+        layer: The layer, counted from the input.
+        direction: "forward" or "reverse".
+        names: The parameters' names in the module, parametrised names included.
+        parameters: The parameters in the order of `names`.
+    """
+
+    layer: int
+    direction: str
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...] = field(repr=False)
+
+
+class _Precision(NamedTuple):
+    """The dtypes of one call: what inputs are rounded to, the numbers' own, and the results'."""
+
+    rounded: torch.dtype
+    compute: torch.dtype
+    output: torch.dtype
+    cell: torch.dtype
+
+    def admit(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.rounded).to(self.compute)
+
+
+class BiLSTM(nn.Module):
+    """Applies a multi-layer, by default bidirectional, LSTM to a batch of sequences.
+
+    A drop-in for torch.nn.LSTM: the same arguments, parameters, initialisation, results and
+    errors; only the default of `bidirectional` differs. Its backward pass does only the work that
+    something trainable needs, and what is frozen never changes a bit of its forward pass.
+
+    Example:
+        >>> lstm = BiLSTM(4, 8, num_layers=2)
+        >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 4))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 16]), torch.Size([4, 3, 8]))
+
+    Args:
+        input_size: The number of features I of a step of the input.
+        hidden_size: The number of features H of the hidden state.
+        num_layers: The number of stacked layers L.
+        bias: Whether the gates have biases.
+        batch_first: Whether dense input and output are (B, T, F) instead of (T, B, F).
+        dropout: The probability of the dropout between layers, in training mode.
+        bidirectional: Whether each layer also reads the sequence from its end (D = 2).
+        proj_size: Where positive, the size P that hidden states are projected to (else P = H).
+        device: Where the parameters live.
+        dtype: The parameters' dtype.
+
+    Raises:
+        ValueError: A size or the dropout probability is out of range.
+        TypeError: A size is not an int, or a switch not a bool.
+
+    Attributes:
+        prefix_cache: A PrefixCache, or None.
+        dropout_off_layers: Layers that `freeze(..., dropout="off")` has frozen: no dropout between
+            two of them while neither has a trainable parameter.
+    """
+
+    mode = "LSTM"
+    dropout_off_layers: set[int]
+    prefix_cache: Any
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = True,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self.dropout_off_layers = set()
+        self.prefix_cache = None
+        _check_arguments(self, dropout)
+        for name in rnn_names(num_layers, bidirectional, bias, proj_size > 0):
+            shape = self._shape(name)
+            setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    @property
+    def num_directions(self) -> int:
+        """D: 2 where bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The weights of each layer and direction, as nn.LSTM lists them."""
+        return [
+            [w for w in self._weights(layer, direction) if w is not None]
+            for layer in range(self.num_layers)
+            for direction in DIRECTIONS[: self.num_directions]
+        ]
+
+    @property
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        """The parameters per layer and direction, input side first, forward before reverse.
+
+        Example:
+            >>> [(g.layer, g.direction) for g in BiLSTM(4, 8).groups]
+            [(0, 'forward'), (0, 'reverse')]
+        """
+        found: dict[tuple[int, str], dict[str, nn.Parameter]] = {
+            (layer, direction): {}
+            for layer in range(self.num_layers)
+            for direction in DIRECTIONS[: self.num_directions]
+        }
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            place = place_of(name)
+            if place is not None and place[:2] in found:
+                found[place[:2]][name] = parameter
+        return tuple(
+            ParameterGroup(*where, tuple(named), tuple(named.values()))
+            for where, named in found.items()
+        )
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: State | None = None
+    ) -> tuple[Any, State]:
+        """Runs all layers over the sequences.
+
+        Args:
+            input: (T, B, I), with `batch_first` (B, T, I), unbatched (T, I), or a PackedSequence.
+            hx: The initial hidden and cell states, (L * D, B, P) and (L * D, B, H), without B
+                for unbatched input; zeros where absent.
+
+        Returns:
+            The last layer's output, (T, B, D * P) or shaped like the input, and the final states
+            (h_n, c_n), shaped like `hx`.
+
+        Raises:
+            ValueError: The input has the wrong rank or dtype.
+            RuntimeError: A size, a state or a packed input's dtype does not fit.
+        """
+        if isinstance(input, torch.fx.Proxy):
+            path = input.tracer.path_of_module(self)
+            args = (input,) if hx is None else (input, hx)
+            proxy: Any = input.tracer.create_proxy("call_module", path, args, {})
+            return proxy  # type: ignore[no-any-return]
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx)
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead: pass (T, I), "
+                "(T, B, I) or, with batch_first, (B, T, I)"
+            )
+        is_batched = input.dim() == 3
+        if not is_batched:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+        if hx is not None:
+            _check_ranks(hx, is_batched)
+            if not is_batched:
+                hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        self.check_input(input, None)
+        if input.shape[1 if self.batch_first else 0] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN, got 0")
+        if hx is not None:
+            self.check_forward_args(input, hx, None)
+        output, h_n, c_n = self._run(dense_rows(input, self.batch_first), _two_states(hx))
+        if self.batch_first:
+            output = output.transpose(0, 1)
+        if not is_batched:
+            output = output.squeeze(0 if self.batch_first else 1)
+            return output, (h_n.squeeze(1), c_n.squeeze(1))
+        return output, (h_n, c_n)
+
+    def _forward_packed(
+        self, input: PackedSequence, hx: State | None
+    ) -> tuple[PackedSequence, State]:
+        if hx is not None:
+            hx = _two_states(self.permute_hidden(hx, input.sorted_indices))
+        weight = self._weights(0, "forward").weight_ih
+        if input.data.dtype != weight.dtype and not _autocast(weight):
+            raise RuntimeError(_dtype_message(input.data.dtype, weight.dtype))
+        self._check_sizes(input.data, input.batch_sizes)
+        if hx is not None:
+            self.check_forward_args(input.data, hx, input.batch_sizes)
+        output, h_n, c_n = self._run(packed_rows(input, self.bidirectional), hx)
+        packed = PackedSequence(
+            output, input.batch_sizes, input.sorted_indices, input.unsorted_indices
+        )
+        return packed, unpermuted((h_n, c_n), input.unsorted_indices)
+
+    def _run(self, rows: Rows, hx: State | None) -> tuple[Tensor, Tensor, Tensor]:
+        """All layers over the internal form: output rows, h_n (L * D, B, P), c_n (L * D, B, H)."""
+        precision = self._precision(rows, hx)
+        finals: list[State] = []
+        for layer in range(self.num_layers):
+            rows, h, c = self._run_layer(rows, layer, hx, precision)
+            finals.append((h, c))
+        h_n = torch.cat([h for h, _ in finals])
+        c_n = torch.cat([c for _, c in finals])
+        return rows.data, h_n, c_n
+
+    def _run_layer(
+        self, rows: Rows, layer: int, hx: State | None, precision: _Precision
+    ) -> tuple[Rows, Tensor, Tensor]:
+        """One layer, the dropout before it included."""
+        data, D = rows.data, self.num_directions
+        if layer and self.training and self.dropout and not self._dropout_is_off(layer):
+            data = F.dropout(data, self.dropout, training=True)
+        h0 = c0 = None
+        if hx is not None:
+            h0 = precision.admit(hx[0][layer * D : (layer + 1) * D])
+            c0 = hx[1][layer * D : (layer + 1) * D].to(precision.compute)
+        weights = []
+        for direction in DIRECTIONS[:D]:
+            found = self._weights(layer, direction)
+            admitted = [None if w is None else precision.admit(w) for w in found]
+            weights.append(_recurrence.Weights(*admitted))
+        output, h, c = _recurrence.layer(
+            precision.admit(data), rows.batch_sizes, rows.reverse, h0, c0, weights
+        )
+        output, h = output.to(precision.output), h.to(precision.output)
+        return rows.with_data(output), h, c.to(precision.cell)
+
+    def _weights(self, layer: int, direction: str) -> _recurrence.Weights:
+        """The weights as they are now: parametrised, pruned and replaced ones count at once."""
+        kinds = kinds_of(self.bias, self.proj_size > 0)
+        return _recurrence.Weights(
+            **{kind: getattr(self, name_of(layer, direction, kind)) for kind in kinds}
+        )
+
+    def _dropout_is_off(self, layer: int) -> bool:
+        """Whether the gap below `layer` lies between two layers frozen with dropout="off"."""
+        below = layer - 1
+        if not {below, layer} <= self.dropout_off_layers:
+            return False
+        groups = self.groups[below * self.num_directions : (layer + 1) * self.num_directions]
+        return not any(p.requires_grad for group in groups for p in group.parameters)
+
+    def _precision(self, rows: Rows, hx: State | None) -> _Precision:
+        """The dtypes nn.LSTM's results have, autocast included.
+
+        Sixteen-bit numbers are computed with in float32 and rounded where results are.
+        """
+        weight = self._weights(0, "forward").weight_ih
+        low = _autocast(weight)
+        if low is None or weight.dtype == torch.float64:
+            reduced = weight.dtype in (torch.bfloat16, torch.float16)
+            compute = torch.float32 if reduced else weight.dtype
+            return _Precision(weight.dtype, compute, weight.dtype, weight.dtype)
+        if rows.data.device.type != "cpu" or (rows.batch_sizes is None and not self.proj_size):
+            return _Precision(low, torch.float32, low, low)
+        cell = torch.promote_types(low, (rows.data if hx is None else hx[1]).dtype)
+        return _Precision(low, torch.float32, low if self.proj_size else cell, cell)
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        """Raises where the input's dtype, rank or size does not fit this module."""
+        weight = self._weights(0, "forward").weight_ih
+        if input.dtype != weight.dtype and not _autocast(weight):
+            raise ValueError(_dtype_message(input.dtype, weight.dtype))
+        self._check_sizes(input, batch_sizes)
+
+    def _check_sizes(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        expected = 3 if batch_sizes is None else 2
+        if input.dim() != expected:
+            raise RuntimeError(f"input must have {expected} dimensions, got {input.dim()}")
+        if input.size(-1) != self.input_size:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {input.size(-1)}"
+            )
+        weight = self._weights(0, "forward").weight_ih
+        if input.device != weight.device:
+            raise RuntimeError(
+                f"Input and parameter tensors are not at the same device, found input tensor at "
+                f"{input.device} and parameter tensor at {weight.device}: move one of them"
+            )
+
+    def get_expected_hidden_size(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[int, int, int]:
+        """(L * D, B, P) for this input."""
+        size = self.proj_size if self.proj_size > 0 else self.hidden_size
+        return (*self.get_expected_cell_size(input, batch_sizes)[:2], size)
+
+    def get_expected_cell_size(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[int, int, int]:
+        """(L * D, B, H) for this input."""
+        if batch_sizes is not None:
+            batch = int(batch_sizes[0])
+        else:
+            batch = input.size(0) if self.batch_first else input.size(1)
+        return self.num_layers * self.num_directions, batch, self.hidden_size
+
+    def check_hidden_size(
+        self,
+        hx: Tensor,
+        expected_hidden_size: tuple[int, int, int],
+        msg: str = "Expected hidden size {}, got {}",
+    ) -> None:
+        """Raises where a state does not have the expected size."""
+        if hx.size() != expected_hidden_size:
+            raise RuntimeError(msg.format(expected_hidden_size, list(hx.size())))
+
+    def check_forward_args(
+        self, input: Tensor, hidden: State, batch_sizes: Tensor | None
+    ) -> None:
+        """Raises where the states do not fit the input."""
+        sizes = (
+            self.get_expected_hidden_size(input, batch_sizes),
+            self.get_expected_cell_size(input, batch_sizes),
+        )
+        for k, size in enumerate(sizes):
+            self.check_hidden_size(hidden[k], size, f"Expected hidden[{k}] size {{}}, got {{}}")
+        for k in range(2):
+            state, weight = hidden[k], self._weights(0, "forward").weight_ih
+            if state.dtype != weight.dtype and not _autocast(weight):
+                raise RuntimeError(
+                    f"hx[{k}] must have the weights' dtype. Expected {weight.dtype}, got "
+                    f"{state.dtype}: convert it with hx[{k}].to({weight.dtype})"
+                )
+            if state.device != input.device:
+                raise RuntimeError(
+                    "Input and hidden tensors are not at the same device, found input tensor at "
+                    f"{input.device} and hidden tensor at {state.device}: move one of them"
+                )
+
+    def permute_hidden(self, hx: State, permutation: Tensor | None) -> State:
+        """Both states with their sequences in the order of `permutation`."""
+        return unpermuted(hx, permutation)
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the weights are used where they are. Here for nn.LSTM's callers."""
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew from U(-1/sqrt(H), 1/sqrt(H)), in registration order."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def extra_repr(self) -> str:
+        """The arguments, as nn.LSTM prints them: those that differ from nn.LSTM's defaults."""
+        defaults = {
+            "proj_size": 0,
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0,
+            "bidirectional": False,
+        }
+        given = [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
+        return ", ".join([str(self.input_size), str(self.hidden_size), *given])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a pickled module, also one from before `proj_size` or this class's own extras."""
+        defaults = {"proj_size": 0, "prefix_cache": None, "dropout_off_layers": set()}
+        super().__setstate__({**defaults, **state})
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        place = place_of(name)
+        assert place is not None
+        H, P = self.hidden_size, self.proj_size or self.hidden_size
+        layer_input = P * self.num_directions if place.layer else self.input_size
+        shapes = {"weight_ih": (4 * H, layer_input), "weight_hh": (4 * H, P), "weight_hr": (P, H)}
+        return shapes.get(place.kind, (4 * H,))
+
+
+def _check_arguments(lstm: BiLSTM, dropout: float) -> None:
+    if (
+        not isinstance(dropout, numbers.Number)
+        or isinstance(dropout, bool)
+        or not 0 <= dropout <= 1
+    ):
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an "
+            f"element being zeroed, got {dropout!r}"
+        )
+    if dropout > 0 and lstm.num_layers == 1:
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
+            f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
+            stacklevel=3,
+        )
+    expected_types = {"bias": bool, "batch_first": bool, "input_size": int, "hidden_size": int}
+    for name, kind in expected_types.items():
+        value = getattr(lstm, name)
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"{name} should be of type {kind.__name__}, got: {type(value).__name__}"
+            )
+        if kind is int and value <= 0:
+            raise ValueError(f"{name} must be greater than zero, got {value}")
+    if lstm.num_layers <= 0:
+        raise ValueError(f"num_layers must be greater than zero, got {lstm.num_layers}")
+    if lstm.proj_size < 0:
+        raise ValueError(
+            "proj_size should be a positive integer or zero to disable projections, "
+            f"got {lstm.proj_size}"
+        )
+    if lstm.proj_size >= lstm.hidden_size:
+        raise ValueError(
+            f"proj_size has to be smaller than hidden_size, got proj_size={lstm.proj_size} and "
+            f"hidden_size={lstm.hidden_size}"
+        )
+
+
+def _check_ranks(hx: State, is_batched: bool) -> None:
+    kind, rank = ("batched 3-D", 3) if is_batched else ("unbatched 2-D", 2)
+    if hx[0].dim() != rank or hx[1].dim() != rank:
+        raise RuntimeError(
+            f"For {kind} input, hx and cx should also be {rank}-D but got "
+            f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+        )
+
+
+def _two_states(hx: Any) -> Any:
+    """`hx` where it is absent or a tuple or list of two tensors."""
+    if hx is None:
+        return None
+    if not isinstance(hx, (tuple, list)) or not all(isinstance(x, Tensor) for x in hx):
+        raise TypeError(f"hx should be a tuple of two tensors (h_0, c_0), got {type(hx).__name__}")
+    if len(hx) != 2:
+        raise RuntimeError(f"lstm expects two hidden states (h_0, c_0), got {len(hx)}")
+    return hx
+
+
+def _autocast(weight: Tensor) -> torch.dtype | None:
+    """The dtype autocast asks for where the weights live, None where it is off."""
+    device = weight.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _dtype_message(got: torch.dtype, expected: torch.dtype) -> str:
+    return (
+        f"RNN input dtype ({got}) does not match weight dtype ({expected}). Convert input: "
+        f"input.to({expected}), or convert model: model.to({got})"
+    )

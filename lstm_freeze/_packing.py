@@ -1,0 +1,146 @@
+"""Unbatched, batch-first and packed input -> one internal form, and back.
+
+The internal form is time-major rows. Dense input is (T, B, I). Packed input keeps the packed rows
+(N, I), where step t holds the rows of the `batch_sizes[t]` sequences that are still running.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+class Rows(NamedTuple):
+    """A batch of sequences in the internal form.
+
+    Attributes:
+        data: (T, B, I) time-major, or (N, I) packed rows.
+        batch_sizes: (T,) sequences still running at each step, on the CPU; None for dense rows.
+        reverse: (N,) the packed row that each row swaps with when every sequence is read from its
+            end; None for dense rows and where only one direction is read.
+    """
+
+    data: Tensor
+    batch_sizes: Tensor | None = None
+    reverse: Tensor | None = None
+
+    def with_data(self, data: Tensor) -> Rows:
+        """The same sequences with other features: (..., F)."""
+        return self._replace(data=data)
+
+
+class Run(NamedTuple):
+    """Consecutive steps with the same number of running sequences."""
+
+    row: int
+    steps: int
+    batch: int
+
+
+def dense_rows(input: Tensor, batch_first: bool) -> Rows:
+    """Batched input, (T, B, I) or with `batch_first` (B, T, I), as contiguous time-major rows."""
+    if batch_first:
+        input = input.transpose(0, 1)
+    return Rows(input.contiguous())
+
+
+def packed_rows(input: PackedSequence, both_directions: bool) -> Rows:
+    """A PackedSequence's rows, with the order the reverse direction reads them in."""
+    data = input.data.contiguous()
+    reverse = reverse_rows(data, input.batch_sizes) if both_directions else None
+    return Rows(data, input.batch_sizes, reverse)
+
+
+def flipped(rows: Tensor, reverse: Tensor | None) -> Tensor:
+    """Every sequence from its end to its beginning; its own inverse."""
+    return rows.flip(0) if reverse is None else rows.index_select(0, reverse)
+
+
+def unpermuted(
+    state: tuple[Tensor, Tensor], permutation: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Both states, (L * D, B, H), with their sequences picked in the order of `permutation`."""
+    if permutation is None:
+        return state
+    return state[0].index_select(1, permutation), state[1].index_select(1, permutation)
+
+
+def runs_of(steps: int, batch: int, batch_sizes: Tensor | None) -> list[Run]:
+    """The runs of equal batch size, in order of time.
+
+    >>> runs_of(3, 2, torch.tensor([2, 2, 1]))
+    [Run(row=0, steps=2, batch=2), Run(row=4, steps=1, batch=1)]
+    >>> runs_of(3, 2, None)
+    [Run(row=0, steps=3, batch=2)]
+    """
+    if batch_sizes is None:
+        return [Run(0, steps, batch)]
+    sizes, counts = torch.unique_consecutive(batch_sizes, return_counts=True)
+    runs: list[Run] = []
+    row = 0
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        runs.append(Run(row, count, size))
+        row += size * count
+    return runs
+
+
+def blocks_of(runs: list[Run], rows: int) -> list[list[Run]]:
+    """The same steps in blocks of at most `rows` rows (at least one step each).
+
+    >>> blocks_of([Run(0, 3, 2), Run(6, 2, 1)], 4)
+    [[Run(row=0, steps=2, batch=2)], [Run(row=4, steps=1, batch=2), Run(row=6, steps=2, batch=1)]]
+    """
+    blocks: list[list[Run]] = [[]]
+    room = rows
+    for run in runs:
+        row, left = run.row, run.steps
+        while left:
+            if room < run.batch and blocks[-1]:
+                blocks.append([])
+                room = rows
+            steps = min(left, max(1, room // run.batch))
+            blocks[-1].append(Run(row, steps, run.batch))
+            row += steps * run.batch
+            left -= steps
+            room -= steps * run.batch
+    return blocks
+
+
+def previous_rows(batch_sizes: Tensor, rows: int) -> Tensor:
+    """For each packed row, where its sequence's last step is when B initial rows stand before all.
+
+    >>> previous_rows(torch.tensor([2, 2, 1]), 5)
+    tensor([0, 1, 2, 3, 4])
+    >>> previous_rows(torch.tensor([3, 1, 1]), 5)
+    tensor([0, 1, 2, 3, 6])
+    """
+    before = torch.cat((batch_sizes[:1], batch_sizes[:-1]))
+    shift = torch.repeat_interleave(before, batch_sizes, output_size=rows)
+    return torch.arange(rows) + batch_sizes[0] - shift
+
+
+@torch.library.custom_op(
+    "lstm_freeze::reverse_rows", mutates_args=(), schema="(Tensor data, Tensor sizes) -> Tensor"
+)
+def reverse_rows(data: Tensor, batch_sizes: Tensor) -> Tensor:
+    """The packed row that each row swaps with when every sequence is reversed: (N,).
+
+    >>> reverse_rows(torch.zeros(5, 1), torch.tensor([2, 2, 1]))
+    tensor([4, 3, 2, 1, 0])
+    """
+    rows = data.shape[0]
+    steps = torch.arange(len(batch_sizes))
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    step = torch.repeat_interleave(steps, batch_sizes, output_size=rows)
+    sequence = torch.arange(rows) - starts[step]
+    last = torch.zeros(int(batch_sizes[0]), dtype=torch.long)
+    last.scatter_reduce_(0, sequence, step, "amax")
+    return (starts[last[sequence] - step] + sequence).to(data.device)
+
+
+@reverse_rows.register_fake
+def _(data: Tensor, batch_sizes: Tensor) -> Tensor:
+    return data.new_empty(data.shape[0], dtype=torch.long)
