@@ -1,5 +1,8 @@
 """Fine-tuning and freezing for recurrent encoders in PyTorch."""
 
+from ._bilstm import BiLSTM as BiLSTM
+from ._bilstm import ParameterGroup as ParameterGroup
+from ._bilstm import replace_lstm as replace_lstm
 from ._freezing import Freeze as Freeze
 from ._freezing import freeze as freeze
 from ._freezing import freeze_up_to as freeze_up_to
@@ -10,11 +13,14 @@ from ._status import Status as Status
 from ._status import status as status
 
 __all__ = [
+    "BiLSTM",
     "Freeze",
+    "ParameterGroup",
     "Selection",
     "Status",
     "freeze",
     "freeze_up_to",
+    "replace_lstm",
     "select",
     "status",
     "unfreeze",

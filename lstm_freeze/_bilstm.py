@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _recurrence
+from ._conversion import adopt, is_plain, swap_lstms
 from ._layout import DIRECTIONS, kinds_of, name_of, place_of, rnn_names
 from ._packing import Rows, dense_rows, packed_rows, unpermuted
 
@@ -122,6 +123,59 @@ class BiLSTM(nn.Module):
             setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
+    @classmethod
+    def from_lstm(cls, lstm: nn.LSTM) -> BiLSTM:
+        """Makes a BiLSTM of an nn.LSTM, with the same Parameter objects.
+
+        Optimizers and ties that hold the parameters stay valid. Hooks (later ones apart), the
+        training mode, parametrizations and attributes are taken over.
+
+        Example:
+            >>> lstm = nn.LSTM(4, 8)
+            >>> BiLSTM.from_lstm(lstm).weight_hh_l0 is lstm.weight_hh_l0
+            True
+
+        Raises:
+            TypeError: `lstm` is not an nn.LSTM, or is of a subclass, which may do more.
+        """
+        return cls._from_lstm(lstm, share_hooks=False)
+
+    @classmethod
+    def _from_lstm(cls, lstm: nn.LSTM, share_hooks: bool) -> BiLSTM:
+        if not is_plain(lstm, nn.LSTM):
+            remedy = " (a subclass may do more than nn.LSTM)" if isinstance(lstm, nn.LSTM) else ""
+            raise TypeError(f"lstm must be an nn.LSTM, got {type(lstm).__name__}{remedy}")
+        target = cls.__new__(cls)
+        nn.Module.__init__(target)
+        target.dropout_off_layers = set()
+        target.prefix_cache = None
+        return adopt(target, lstm, share_hooks, skip=("mode",))
+
+    def to_lstm(self) -> nn.LSTM:
+        """Makes an nn.LSTM of this module, with the same Parameter objects.
+
+        Example:
+            >>> BiLSTM(4, 8).to_lstm()
+            LSTM(4, 8, bidirectional=True)
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # dropout of one layer: said before
+            lstm = nn.LSTM(
+                self.input_size,
+                self.hidden_size,
+                self.num_layers,
+                self.bias,
+                self.batch_first,
+                self.dropout,
+                self.bidirectional,
+                self.proj_size,
+                device="meta",
+            )
+        own = ("dropout_off_layers", "prefix_cache")
+        adopt(lstm, self, share_hooks=False, skip=own)
+        lstm._init_flat_weights()  # type: ignore[no-untyped-call]
+        return lstm
+
     @property
     def num_directions(self) -> int:
         """D: 2 where bidirectional, else 1."""
@@ -196,8 +250,6 @@ class BiLSTM(nn.Module):
             if not is_batched:
                 hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         self.check_input(input, None)
-        if input.shape[1 if self.batch_first else 0] == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN, got 0")
         if hx is not None:
             self.check_forward_args(input, hx, None)
         output, h_n, c_n = self._run(dense_rows(input, self.batch_first), _two_states(hx))
@@ -400,6 +452,27 @@ class BiLSTM(nn.Module):
         layer_input = P * self.num_directions if place.layer else self.input_size
         shapes = {"weight_ih": (4 * H, layer_input), "weight_hh": (4 * H, P), "weight_hr": (P, H)}
         return shapes.get(place.kind, (4 * H,))
+
+
+def replace_lstm(model: nn.Module) -> tuple[str, ...]:
+    """Makes every nn.LSTM inside `model` a BiLSTM, in place.
+
+    Parameters stay the same objects, so optimizers stay valid; hooks and their handles, training
+    mode and parametrizations are kept. An nn.LSTM that stands in several places stays shared.
+    Subclasses of nn.LSTM are left alone with a warning.
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(20, 4), nn.LSTM(4, 8))
+        >>> replace_lstm(model)
+        ('1',)
+
+    Returns:
+        The paths of the replaced modules.
+
+    Raises:
+        ValueError: `model` is itself an nn.LSTM, or is already wrapped or compiled.
+    """
+    return swap_lstms(model, lambda lstm: BiLSTM._from_lstm(lstm, share_hooks=True), stacklevel=3)
 
 
 def _check_arguments(lstm: BiLSTM, dropout: float) -> None:

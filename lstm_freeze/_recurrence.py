@@ -404,6 +404,8 @@ def _directions(weights: Sequence[Tensor | None]) -> list[Weights]:
 def _layer(*args: Any) -> tuple[Tensor, ...]:
     data, sizes, reverse, h0, c0, *weights, keep = args
     directions = _directions(weights)
+    if data.shape[0] == 0 and sizes is None:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN, got 0")
     if data.numel() == 0:
         return tuple(x.zero_() for x in _layer_like(*args))
     output, h_n, c_n, state = _forward(data, sizes, reverse, h0, c0, directions, keep)
