@@ -12,8 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ._parts import Tree, inner_name
 
-# What freezing through a DDP object found trainable was trainable when DDP wrapped it: a parameter
-# that was not could not have been unfrozen through that object since.
+# The parameters frozen through a DDP object that its reducer holds: trainable at the wrap.
 _trainable_at_wrap: weakref.WeakKeyDictionary[DistributedDataParallel, WeakIdKeyDictionary] = (
     weakref.WeakKeyDictionary()
 )
@@ -56,7 +55,13 @@ def warn_unused(ddp: DistributedDataParallel, stacklevel: int) -> None:
 
 
 def remember_trainable(ddp: DistributedDataParallel, parameters: Iterable[nn.Parameter]) -> None:
-    """Note parameters that are trainable under this DDP object and about to be frozen."""
+    """Note those of the parameters, about to be frozen, that the reducer holds.
+
+    That one is trainable now does not show it: it may have been unfrozen behind DDP's back.
+    """
+    buckets = ddp.reducer._get_zeros_like_grad_buckets()
+    reduced = {id(p) for bucket in buckets for p in bucket.parameters()}
     known = _trainable_at_wrap.setdefault(ddp, WeakIdKeyDictionary())
     for parameter in parameters:
-        known[parameter] = True
+        if id(parameter) in reduced:
+            known[parameter] = True

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex
 
 from torch import nn
 
@@ -22,8 +22,9 @@ from ._optimizers import (
     require_held,
 )
 from ._parts import Tree
-from ._selection import Layers, Names, Target, select_in
+from ._selection import Target, select_in
 from ._status import status
+from ._targets import Layers, Names
 
 
 class Listener(Protocol):
@@ -154,7 +155,6 @@ def freeze(
     """
     tree = _read(module)
     chosen = select_in(tree, targets, layers, directions, kinds, exclude).distinct
-    named = bool(targets) or not (layers is None and directions is None and kinds is None)
     return set_trainable(
         module,
         tree,
@@ -162,7 +162,7 @@ def freeze(
         trainable=_others(tree, chosen) if only else {},
         optimizer=optimizer,
         dropout=dropout,
-        warn=named,
+        warn=any(named is not None for named in (*targets, layers, directions, kinds, exclude)),
     )
 
 
@@ -212,11 +212,11 @@ def unfreeze(
         frozen=_others(tree, chosen) if only else {},
         trainable=chosen,
         optimizer=optimizer,
-        warn=only,
+        warn=only or any(named is not None for named in (*targets, layers, directions, kinds)),
     )
 
 
-def freeze_up_to(module: nn.Module, layer_or_target: int | str) -> Freeze:
+def freeze_up_to(module: nn.Module, layer_or_target: SupportsIndex | Target) -> Freeze:
     """Freeze the frozen prefix: everything registered up to and including a layer or target.
 
     The frozen prefix is the input-side part of a model below the lowest trainable layer; where
@@ -225,14 +225,15 @@ def freeze_up_to(module: nn.Module, layer_or_target: int | str) -> Freeze:
 
     Args:
         module: Any module; wrappers (DDP, torch.compile's) are looked through.
-        layer_or_target: A layer of the one RNN in `module` (`0`, `-1`), or a target as in `select`.
+        layer_or_target: A layer of the one RNN in `module` (`0`, `-1`), or a target as in
+            `select`; of several, the last registered counts.
 
     Returns:
         A handle with `.changed` and `.undo()`, also a context manager.
 
     Raises:
         ValueError: There is no such layer or target. Nothing was changed.
-        TypeError: `layer_or_target` is neither an int nor a string. Nothing was changed.
+        TypeError: `layer_or_target` is neither a layer nor a target. Nothing was changed.
 
     Example:
         >>> model = nn.ModuleDict({"emb": nn.Embedding(9, 4), "lstm": nn.LSTM(4, 8, 2)})
@@ -240,15 +241,15 @@ def freeze_up_to(module: nn.Module, layer_or_target: int | str) -> Freeze:
         ('emb.weight', 'lstm.weight_ih_l0', 'lstm.weight_hh_l0')
     """
     tree = _read(module)
-    if isinstance(layer_or_target, str):
-        last = select_in(tree, (layer_or_target,)).distinct
-    elif isinstance(layer_or_target, int) and not isinstance(layer_or_target, bool):
-        last = select_in(tree, layers=layer_or_target).distinct
-    else:
+    if layer_or_target is None or isinstance(layer_or_target, (bool, slice)):
         raise TypeError(
             "`layer_or_target` must be a layer (an int) or a target (a string), "
             f"got {layer_or_target!r}"
         )
+    if isinstance(layer_or_target, SupportsIndex):
+        last = select_in(tree, layers=layer_or_target).distinct
+    else:
+        last = select_in(tree, (layer_or_target,)).distinct
     in_order = [name for part in tree.parts for name in part.parameters]
     end = max(in_order.index(name) for name in last) + 1
     prefix = {name: tree.parameters[name] for name in in_order[:end]}
@@ -269,8 +270,8 @@ def set_trainable(
     """Freeze some parameters and unfreeze others: all checks, then all changes."""
     optimizers = as_optimizers(optimizer)
     trainable = {name: p for name, p in trainable.items() if can_train(p)}
-    _refuse_inference_tensors(trainable)
-    refuse_lbfgs(optimizers if frozen else ())
+    _refuse_unswitchable(frozen, trainable)
+    refuse_lbfgs(optimizers, _frozen_afterwards(tree, frozen, trainable))
     require_held(optimizers, trainable)
     changed = _changes(frozen, trainable)
     ddp = ddp_of(module)
@@ -320,16 +321,25 @@ def _others(tree: Tree, chosen: Mapping[str, nn.Parameter]) -> dict[str, nn.Para
 def _trains_afterwards(
     tree: Tree, frozen: Mapping[str, nn.Parameter], trainable: Mapping[str, nn.Parameter]
 ) -> bool:
-    left = (p.requires_grad for name, p in tree.distinct().items() if name not in frozen)
-    return bool(trainable) or not tree.parameters or any(left)
+    return len(_frozen_afterwards(tree, frozen, trainable)) < len(tree.distinct())
 
 
-def _refuse_inference_tensors(parameters: Mapping[str, nn.Parameter]) -> None:
-    for name, parameter in parameters.items():
+def _refuse_unswitchable(
+    frozen: Mapping[str, nn.Parameter], trainable: Mapping[str, nn.Parameter]
+) -> None:
+    """Raise ValueError where torch would refuse to set requires_grad, before anything is set."""
+    for name, parameter in trainable.items():
         if parameter.is_inference():
             raise ValueError(
                 f"{name!r} was made under torch.inference_mode() and can never train; "
                 "build the module outside of it"
+            )
+    for name, parameter in {**frozen, **trainable}.items():
+        if not parameter.is_leaf:
+            raise ValueError(
+                f"{name!r} is the result of a computation that autograd recorded (it was written "
+                "to in place), so requires_grad cannot be set; write to parameters under "
+                "torch.no_grad()"
             )
 
 
@@ -338,6 +348,15 @@ def _changes(
 ) -> tuple[str, ...]:
     off = [name for name, p in frozen.items() if p.requires_grad]
     return (*off, *(name for name, p in trainable.items() if not p.requires_grad))
+
+
+def _frozen_afterwards(
+    tree: Tree, frozen: Mapping[str, nn.Parameter], trainable: Mapping[str, nn.Parameter]
+) -> list[nn.Parameter]:
+    off, on = {*map(id, frozen.values())}, {*map(id, trainable.values())}
+    return [
+        p for p in tree.distinct().values() if id(p) in off or not (p.requires_grad or id(p) in on)
+    ]
 
 
 def _module_switches(
@@ -351,8 +370,9 @@ def _module_switches(
     ids = {id(p) for p in frozen.values()}
     switches: list[Switch] = [*norm_switches(tree, ids)]
     if dropout == "off":
-        already = {id(p) for p in tree.parameters.values() if not p.requires_grad}
-        switches += dropout_switches(tree, ids, (already | ids) - {*map(id, trainable.values())})
+        switches += dropout_switches(
+            tree, ids, {*map(id, _frozen_afterwards(tree, frozen, trainable))}
+        )
     # A module reached by two paths has one switch.
     return list({(id(switch.owner), switch.name): switch for switch in switches}.values())
 

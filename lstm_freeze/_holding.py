@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils.hooks import RemovableHandle
 
 from ._parts import Tree
@@ -38,14 +39,14 @@ class Hold:
     def enter(self, module: nn.Module, args: Any) -> None:
         """Before the forward pass."""
         # Kept on the module and not here: replicas of a module share its hooks.
-        module.__dict__["_held"] = getattr(module, self.attribute)
+        module.__dict__[f"_held_{self.attribute}"] = getattr(module, self.attribute)
         if self.active:
             setattr(module, self.attribute, self.value)
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def leave(self, module: nn.Module, *call: Any) -> None:
         """After the forward pass, also one that raised."""
-        if "_held" in module.__dict__:
-            setattr(module, self.attribute, module.__dict__.pop("_held"))
+        if (kept := f"_held_{self.attribute}") in module.__dict__:
+            setattr(module, self.attribute, module.__dict__.pop(kept))
 
 
 _hooks: weakref.WeakKeyDictionary[Hold, tuple[RemovableHandle, RemovableHandle]] = (
@@ -53,17 +54,26 @@ _hooks: weakref.WeakKeyDictionary[Hold, tuple[RemovableHandle, RemovableHandle]]
 )
 
 
-def hold_of(module: nn.Module) -> Hold | None:
-    """The hold on a module, if there is one."""
-    owners = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
-    return next((owner for owner in owners if isinstance(owner, Hold)), None)
+def hold_of(module: nn.Module, attribute: str | None = None) -> Hold | None:
+    """The hold on a module, or on one attribute of it, if there is one."""
+    for hook in module._forward_pre_hooks.values():
+        hold = getattr(hook, "__self__", None)
+        if isinstance(hold, Hold) and attribute in (None, hold.attribute):
+            return hold
+    return None
 
 
 def is_normalization(module: nn.Module) -> bool:
     """Whether a module keeps statistics that move in training though no gradient reaches them."""
-    return isinstance(module, _SpectralNorm) or (
-        isinstance(module, _NormBase) and module.running_mean is not None
+    return (
+        isinstance(module, _SpectralNorm)
+        or _has_old_spectral_norm(module)
+        or (isinstance(module, _NormBase) and module.running_mean is not None)
     )
+
+
+def _has_old_spectral_norm(module: nn.Module) -> bool:
+    return any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
 
 
 def is_dropout(module: nn.Module) -> bool:
@@ -79,25 +89,34 @@ class Held:
     decider: nn.Module
     attribute: str = "training"
     value: float = False
-    name: str = "held"
+
+    @property
+    def name(self) -> str:
+        """Which attribute is held."""
+        return f"held {self.attribute}"
 
     def read(self) -> bool:
         """Whether the module is held."""
-        return hold_of(self.owner) is not None
+        return hold_of(self.owner, self.attribute) is not None
 
     def write(self, value: bool) -> None:
         """Put the hold on, or take it off."""
-        hold = hold_of(self.owner)
+        hold = hold_of(self.owner, self.attribute)
         if value and hold is None:
             hold = Hold(self.decider, self.attribute, self.value)
-            _hooks[hold] = (
-                self.owner.register_forward_pre_hook(hold.enter),
-                self.owner.register_forward_hook(hold.leave, always_call=True),
-            )
+            before = self.owner.register_forward_pre_hook(hold.enter, prepend=True)
+            _hooks[hold] = (before, self._leaving(hold))
         elif hold is not None and not value:
             # A copy of a held module has hooks of its own, which are not ours to remove.
             for hook in _hooks.pop(hold, ()):
                 hook.remove()
+
+    def _leaving(self, hold: Hold) -> RemovableHandle:
+        if self.attribute == "training" and _has_old_spectral_norm(self.owner):
+            # The old-style norm is a pre-hook itself; the module's own forward, which may be a
+            # cuDNN RNN's, stays in its mode.
+            return self.owner.register_forward_pre_hook(hold.leave)
+        return self.owner.register_forward_hook(hold.leave, always_call=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
 
     Raises:
         TypeError: Something in it is not an optimizer.
+        ValueError: It is empty.
     """
     if optimizer is None:
         return ()
@@ -28,16 +29,23 @@ def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
                 f"got {type(item).__name__}"
             )
         found.append(inner)
+    if not found:
+        raise ValueError("`optimizer` got an empty list, which names nothing; None means none")
     return tuple(found)
 
 
-def refuse_lbfgs(optimizers: Iterable[Optimizer]) -> None:
-    """Raise ValueError for an optimizer that moves frozen parameters whatever is done."""
-    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
-        raise ValueError(
-            "`optimizer` is LBFGS, whose flat history moves every parameter it holds, frozen ones "
-            "too; use another optimizer, or build an LBFGS over the trainable parameters alone"
-        )
+def refuse_lbfgs(optimizers: Iterable[Optimizer], frozen: Iterable[nn.Parameter]) -> None:
+    """Raise ValueError for an optimizer that moves what is frozen whatever is done."""
+    ids = {id(p) for p in frozen}
+    for optimizer in optimizers:
+        if isinstance(optimizer, LBFGS) and any(
+            id(p) in ids for group in optimizer.param_groups for p in group["params"]
+        ):
+            raise ValueError(
+                "`optimizer` is an LBFGS that holds what is frozen, and its flat history moves "
+                "every parameter it holds; use another optimizer, or build an LBFGS over the "
+                "trainable parameters alone"
+            )
 
 
 def require_held(optimizers: tuple[Optimizer, ...], parameters: Mapping[str, nn.Parameter]) -> None:

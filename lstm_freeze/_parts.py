@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import nn
 
-from ._layout import DIRECTIONS, Place, place_of
+from ._layout import DIRECTIONS, Place, base_name, place_of
 
 RNN_MODES = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
 _WRAPPED_AS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -30,7 +31,9 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def is_rnn(module: nn.Module) -> bool:
     """Whether a module keeps its parameters as nn.RNNBase does (BiLSTM, nn.LSTM, GRU, RNN)."""
-    return getattr(module, "mode", None) in RNN_MODES and hasattr(module, "num_layers")
+    # A model may keep `mode` and `num_layers` as settings of its own: the names decide.
+    names = (*module._parameters, *getattr(module, "parametrizations", ()))
+    return getattr(module, "mode", None) in RNN_MODES and any(map(place_of, names))
 
 
 def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -79,6 +82,7 @@ class Tree:
     def __init__(self, module: nn.Module) -> None:
         """Read the module's present state; a later change of its structure is not followed."""
         self.root = unwrap(module)
+        self.wrapped = self.root is not module
         self.modules: dict[str, nn.Module] = dict(walk(module))
         self.parameters: dict[str, nn.Parameter] = {
             join(path, name): parameter
@@ -96,6 +100,21 @@ class Tree:
             if within(name, rnn_path)
         }
         return {name: p for name, rel in relative.items() if (p := place_of(rel)) is not None}
+
+    @cached_property
+    def served(self) -> dict[str, str]:
+        """Name -> path of the tensor it serves, for parametrised (also old-style) parameters."""
+        bases = {name: base_name(name) for name in self.parameters}
+        return {n: base for n, base in bases.items() if base != n and self._is_tensor(base)}
+
+    def _is_tensor(self, path: str) -> bool:
+        # A parameter may be called `w_v` though no weight norm made it out of a `w`.
+        owner_path, _, name = path.rpartition(".")
+        owner = self.modules.get(owner_path)
+        return owner is not None and (
+            name in getattr(owner, "parametrizations", ())
+            or isinstance(vars(owner).get(name), torch.Tensor)
+        )
 
     def distinct(self, names: Iterable[str] | None = None) -> dict[str, nn.Parameter]:
         """First name -> parameter, each parameter once, in registration order."""
