@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _recurrence
+from . import _arguments, _recurrence
 from ._conversion import adopt, is_plain, swap_lstms
 from ._layout import DIRECTIONS, kinds_of, name_of, place_of, rnn_names
 from ._packing import Rows, dense_rows, packed_rows, unpermuted
@@ -107,6 +106,16 @@ class BiLSTM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        _arguments.check_options(
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            proj_size=proj_size,
+            stacklevel=2,
+        )
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -117,7 +126,6 @@ class BiLSTM(nn.Module):
         self.proj_size = proj_size
         self.dropout_off_layers = set()
         self.prefix_cache = None
-        _check_arguments(self, dropout)
         for name in rnn_names(num_layers, bidirectional, bias, proj_size > 0):
             shape = self._shape(name)
             setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
@@ -212,9 +220,7 @@ class BiLSTM(nn.Module):
             for where, named in found.items()
         )
 
-    def forward(
-        self, input: Tensor | PackedSequence, hx: State | None = None
-    ) -> tuple[Any, State]:
+    def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Any, State]:
         """Runs all layers over the sequences.
 
         Args:
@@ -237,6 +243,7 @@ class BiLSTM(nn.Module):
             return proxy  # type: ignore[no-any-return]
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
+        _arguments.check_is_tensor(input)
         if input.dim() not in (2, 3):
             raise ValueError(
                 f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead: pass (T, I), "
@@ -245,14 +252,13 @@ class BiLSTM(nn.Module):
         is_batched = input.dim() == 3
         if not is_batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
-        if hx is not None:
-            _check_ranks(hx, is_batched)
-            if not is_batched:
-                hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-        self.check_input(input, None)
-        if hx is not None:
+        if hx is None:
+            self.check_input(input, None)
+        else:
+            hx = _arguments.dense_states(hx, is_batched)
             self.check_forward_args(input, hx, None)
-        output, h_n, c_n = self._run(dense_rows(input, self.batch_first), _two_states(hx))
+            hx = _arguments.two_states(hx)
+        output, h_n, c_n = self._run(dense_rows(input, self.batch_first), hx)
         if self.batch_first:
             output = output.transpose(0, 1)
         if not is_batched:
@@ -263,14 +269,16 @@ class BiLSTM(nn.Module):
     def _forward_packed(
         self, input: PackedSequence, hx: State | None
     ) -> tuple[PackedSequence, State]:
-        if hx is not None:
-            hx = _two_states(self.permute_hidden(hx, input.sorted_indices))
+        data, batch_sizes = input.data, input.batch_sizes
         weight = self._weights(0, "forward").weight_ih
-        if input.data.dtype != weight.dtype and not _autocast(weight):
-            raise RuntimeError(_dtype_message(input.data.dtype, weight.dtype))
-        self._check_sizes(input.data, input.batch_sizes)
+        if data.dtype != weight.dtype and not _autocast(weight):
+            raise RuntimeError(_arguments.dtype_message(data.dtype, weight.dtype))
+        self._check_sizes(data, batch_sizes)
+        _arguments.check_packed(data, batch_sizes)
         if hx is not None:
-            self.check_forward_args(input.data, hx, input.batch_sizes)
+            sizes = self._state_sizes(data, batch_sizes)
+            hx = _arguments.packed_states(hx, sizes, input.sorted_indices)
+            self.check_forward_args(data, hx, batch_sizes)
         output, h_n, c_n = self._run(packed_rows(input, self.bidirectional), hx)
         packed = PackedSequence(
             output, input.batch_sizes, input.sorted_indices, input.unsorted_indices
@@ -313,9 +321,12 @@ class BiLSTM(nn.Module):
     def _weights(self, layer: int, direction: str) -> _recurrence.Weights:
         """The weights as they are now: parametrised, pruned and replaced ones count at once."""
         kinds = kinds_of(self.bias, self.proj_size > 0)
-        return _recurrence.Weights(
-            **{kind: getattr(self, name_of(layer, direction, kind)) for kind in kinds}
-        )
+        found = {kind: getattr(self, name_of(layer, direction, kind)) for kind in kinds}
+        for kind, weight in found.items():
+            if weight is None:
+                name = name_of(layer, direction, kind)
+                raise TypeError(f"{name} must be a Tensor, got None: set it to a Parameter")
+        return _recurrence.Weights(**found)
 
     def _dropout_is_off(self, layer: int) -> bool:
         """Whether the gap below `layer` lies between two layers frozen with dropout="off"."""
@@ -345,7 +356,7 @@ class BiLSTM(nn.Module):
         """Raises where the input's dtype, rank or size does not fit this module."""
         weight = self._weights(0, "forward").weight_ih
         if input.dtype != weight.dtype and not _autocast(weight):
-            raise ValueError(_dtype_message(input.dtype, weight.dtype))
+            raise ValueError(_arguments.dtype_message(input.dtype, weight.dtype))
         self._check_sizes(input, batch_sizes)
 
     def _check_sizes(self, input: Tensor, batch_sizes: Tensor | None) -> None:
@@ -360,9 +371,16 @@ class BiLSTM(nn.Module):
         weight = self._weights(0, "forward").weight_ih
         if input.device != weight.device:
             raise RuntimeError(
-                f"Input and parameter tensors are not at the same device, found input tensor at "
-                f"{input.device} and parameter tensor at {weight.device}: move one of them"
+                _arguments.device_message("Input", input.device, "parameter", weight.device)
             )
+
+    def _state_sizes(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[tuple[int, int, int], ...]:
+        return (
+            self.get_expected_hidden_size(input, batch_sizes),
+            self.get_expected_cell_size(input, batch_sizes),
+        )
 
     def get_expected_hidden_size(
         self, input: Tensor, batch_sizes: Tensor | None
@@ -388,30 +406,24 @@ class BiLSTM(nn.Module):
         msg: str = "Expected hidden size {}, got {}",
     ) -> None:
         """Raises where a state does not have the expected size."""
-        if hx.size() != expected_hidden_size:
-            raise RuntimeError(msg.format(expected_hidden_size, list(hx.size())))
+        _arguments.check_state_size(hx, expected_hidden_size, msg)
 
-    def check_forward_args(
-        self, input: Tensor, hidden: State, batch_sizes: Tensor | None
-    ) -> None:
-        """Raises where the states do not fit the input."""
-        sizes = (
-            self.get_expected_hidden_size(input, batch_sizes),
-            self.get_expected_cell_size(input, batch_sizes),
-        )
-        for k, size in enumerate(sizes):
+    def check_forward_args(self, input: Tensor, hidden: State, batch_sizes: Tensor | None) -> None:
+        """Raises where the input or the states do not fit this module or each other."""
+        if batch_sizes is None:
+            self.check_input(input, None)
+        for k, size in enumerate(self._state_sizes(input, batch_sizes)):
             self.check_hidden_size(hidden[k], size, f"Expected hidden[{k}] size {{}}, got {{}}")
-        for k in range(2):
-            state, weight = hidden[k], self._weights(0, "forward").weight_ih
+        weight = self._weights(0, "forward").weight_ih
+        for k, state in enumerate(hidden):
             if state.dtype != weight.dtype and not _autocast(weight):
                 raise RuntimeError(
-                    f"hx[{k}] must have the weights' dtype. Expected {weight.dtype}, got "
-                    f"{state.dtype}: convert it with hx[{k}].to({weight.dtype})"
+                    f"hx must have the weights' dtype. Expected {weight.dtype}, got {state.dtype} "
+                    f"for hx[{k}]: convert it with hx[{k}].to({weight.dtype})"
                 )
             if state.device != input.device:
                 raise RuntimeError(
-                    "Input and hidden tensors are not at the same device, found input tensor at "
-                    f"{input.device} and hidden tensor at {state.device}: move one of them"
+                    _arguments.device_message("Input", input.device, "hidden", state.device)
                 )
 
     def permute_hidden(self, hx: State, permutation: Tensor | None) -> State:
@@ -437,7 +449,12 @@ class BiLSTM(nn.Module):
             "dropout": 0,
             "bidirectional": False,
         }
-        given = [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
+        exact = ("bias", "batch_first", "bidirectional")
+        given = [
+            f"{k}={value}"
+            for k, default in defaults.items()
+            if (value := getattr(self, k)) is not default and (k in exact or value != default)
+        ]
         return ", ".join([str(self.input_size), str(self.hidden_size), *given])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -475,75 +492,9 @@ def replace_lstm(model: nn.Module) -> tuple[str, ...]:
     return swap_lstms(model, lambda lstm: BiLSTM._from_lstm(lstm, share_hooks=True), stacklevel=3)
 
 
-def _check_arguments(lstm: BiLSTM, dropout: float) -> None:
-    if (
-        not isinstance(dropout, numbers.Number)
-        or isinstance(dropout, bool)
-        or not 0 <= dropout <= 1
-    ):
-        raise ValueError(
-            "dropout should be a number in range [0, 1] representing the probability of an "
-            f"element being zeroed, got {dropout!r}"
-        )
-    if dropout > 0 and lstm.num_layers == 1:
-        warnings.warn(
-            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
-            f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
-            stacklevel=3,
-        )
-    expected_types = {"bias": bool, "batch_first": bool, "input_size": int, "hidden_size": int}
-    for name, kind in expected_types.items():
-        value = getattr(lstm, name)
-        if not isinstance(value, kind):
-            raise TypeError(
-                f"{name} should be of type {kind.__name__}, got: {type(value).__name__}"
-            )
-        if kind is int and value <= 0:
-            raise ValueError(f"{name} must be greater than zero, got {value}")
-    if lstm.num_layers <= 0:
-        raise ValueError(f"num_layers must be greater than zero, got {lstm.num_layers}")
-    if lstm.proj_size < 0:
-        raise ValueError(
-            "proj_size should be a positive integer or zero to disable projections, "
-            f"got {lstm.proj_size}"
-        )
-    if lstm.proj_size >= lstm.hidden_size:
-        raise ValueError(
-            f"proj_size has to be smaller than hidden_size, got proj_size={lstm.proj_size} and "
-            f"hidden_size={lstm.hidden_size}"
-        )
-
-
-def _check_ranks(hx: State, is_batched: bool) -> None:
-    kind, rank = ("batched 3-D", 3) if is_batched else ("unbatched 2-D", 2)
-    if hx[0].dim() != rank or hx[1].dim() != rank:
-        raise RuntimeError(
-            f"For {kind} input, hx and cx should also be {rank}-D but got "
-            f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-        )
-
-
-def _two_states(hx: Any) -> Any:
-    """`hx` where it is absent or a tuple or list of two tensors."""
-    if hx is None:
-        return None
-    if not isinstance(hx, (tuple, list)) or not all(isinstance(x, Tensor) for x in hx):
-        raise TypeError(f"hx should be a tuple of two tensors (h_0, c_0), got {type(hx).__name__}")
-    if len(hx) != 2:
-        raise RuntimeError(f"lstm expects two hidden states (h_0, c_0), got {len(hx)}")
-    return hx
-
-
 def _autocast(weight: Tensor) -> torch.dtype | None:
     """The dtype autocast asks for where the weights live, None where it is off."""
     device = weight.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
-
-
-def _dtype_message(got: torch.dtype, expected: torch.dtype) -> str:
-    return (
-        f"RNN input dtype ({got}) does not match weight dtype ({expected}). Convert input: "
-        f"input.to({expected}), or convert model: model.to({got})"
-    )

@@ -59,9 +59,7 @@ def flipped(rows: Tensor, reverse: Tensor | None) -> Tensor:
     return rows.flip(0) if reverse is None else rows.index_select(0, reverse)
 
 
-def unpermuted(
-    state: tuple[Tensor, Tensor], permutation: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def unpermuted(state: tuple[Tensor, Tensor], permutation: Tensor | None) -> tuple[Tensor, Tensor]:
     """Both states, (L * D, B, H), with their sequences picked in the order of `permutation`."""
     if permutation is None:
         return state

@@ -190,9 +190,7 @@ def _forward(
             projected = _steps(gates, run, base)
             outputs = _steps(hidden[:, batch:], run)
             if keep:
-                gate_steps = list(
-                    zip(*(_steps(v, run) for v in _gate_views(gates)), strict=True)
-                )
+                gate_steps = list(zip(*(_steps(v, run) for v in _gate_views(gates)), strict=True))
                 cell_steps = _steps(cells[:, batch:], run)
             for s in range(run.steps):
                 torch.baddbmm(projected[s], h, weight_hh, out=pre)
@@ -372,9 +370,7 @@ def _backward(
             out[4] = dhidden[slot].t() @ squashed
     ddata = None
     if wanted.data:
-        parts = [
-            (dgates[d] @ w.weight_ih).view(data.shape) for d, w in enumerate(directions)
-        ]
+        parts = [(dgates[d] @ w.weight_ih).view(data.shape) for d, w in enumerate(directions)]
         ddata = parts[0]
         if len(parts) == 2:
             ddata = ddata.add_(flipped(parts[1], reverse))
@@ -448,9 +444,7 @@ def _layer_backward(*args: Any) -> list[Tensor]:
         state = _forward(data, sizes, reverse, h0, c0, directions, True)[3]
     kinds = (tuple(flags[3:8]), tuple(flags[8:13]))[: len(directions)]
     wanted = Wanted(*flags[:3], kinds)
-    ddata, dh0, dc0, dweights = _backward(
-        grads, data, sizes, reverse, state, directions, wanted
-    )
+    ddata, dh0, dc0, dweights = _backward(grads, data, sizes, reverse, state, directions, wanted)
     flat = [ddata, dh0, dc0, *(g for side in dweights for g in side)]
     flat += [None] * (13 - len(flat))
     return [data.new_empty(0) if g is None else g for g in flat]
@@ -490,9 +484,7 @@ def _differentiable_gradients(
     # Aliases: a weight that stands in two places must get each place's own gradient.
     data, sizes, reverse, *rest = inputs
     places = [None if x is None else x.view_as(x) for x in (data, *rest)]
-    outputs = equations(
-        places[0], sizes, reverse, places[1], places[2], _directions(places[3:])
-    )
+    outputs = equations(places[0], sizes, reverse, places[1], places[2], _directions(places[3:]))
     pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
     asked = [x for x, flag in zip(places, flags, strict=True) if flag]
     found = iter(
