@@ -24,6 +24,9 @@ PEPTIDES = [
 ]
 # The confidence alphaPredict's README prints for PROTEIN (network V1), residue by residue.
 PUBLISHED = (39.5097, 43.5166, 46.9381, 55.6352)
+# These encoders' cell states reach 36: nn.LSTM in float32 is itself up to 3e-6 from the float64
+# result, so two correct implementations may differ by more than on fresh weights.
+ROUNDING = 6e-6
 
 
 def checkpoint(version: str) -> dict[str, torch.Tensor]:
@@ -74,7 +77,7 @@ def test_every_output_equals_nn_lstms(version: str):
     dense = one_hot(PROTEIN).unsqueeze(0)
     packed = pack_sequence([one_hot(peptide) for peptide in PEPTIDES], enforce_sorted=False)
     for x in (dense, one_hot(PROTEIN), packed):
-        assert_close(results(bilstm(x)), results(lstm(x)), 2e-6)
+        assert_close(results(bilstm(x)), results(lstm(x)), ROUNDING)
 
 
 @pytest.mark.parametrize("version", SHAPES)
@@ -87,14 +90,15 @@ def test_every_gradient_equals_nn_lstms(version: str):
 @pytest.mark.parametrize("version", SHAPES)
 def test_float64_is_the_truth_for_both(version: str):
     """BiLSTM in float32 is about as far from the float64 result as nn.LSTM is."""
-    lstm, bilstm, state = encoders(version)
+    lstm, bilstm, _ = encoders(version)
     x = one_hot(PROTEIN).unsqueeze(0)
     found, expected = results(bilstm(x)), results(lstm(x))
     truth = results(lstm.double()(x.double()))
     assert_close(results(bilstm.double()(x.double())), truth, 1e-12)
     for name, exact in truth.items():
         own, theirs = ((r[name] - exact).abs().max().item() for r in (found, expected))
-        assert own <= 3 * theirs + 1e-7, f"{name}: {own:.1e} against {theirs:.1e}"
+        slack = 2 * torch.finfo(torch.float32).eps * exact.abs().max().item()
+        assert own <= 3 * theirs + slack, f"{name}: {own:.1e} against {theirs:.1e}"
 
 
 @pytest.mark.parametrize("cls", [nn.LSTM, BiLSTM])
@@ -119,7 +123,7 @@ def test_packed_peptides_equal_each_alone(version: str):
     for i, sequence in enumerate(sequences):
         alone = results(bilstm(sequence))
         among = {"output": padded[i, : len(sequence)], "h_n": h_n[:, i], "c_n": c_n[:, i]}
-        assert_close(among, alone, 2e-6)
+        assert_close(among, alone, ROUNDING)
 
 
 @pytest.mark.parametrize("version", ["V5", "V7"])
