@@ -55,6 +55,16 @@ def within(name: str, path: str) -> bool:
     return not path or name == path or name.startswith(path + ".")
 
 
+def _by_child(names: Iterable[str], path: str) -> dict[str, list[str]]:
+    """The names below a module path, by the child they lie in."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if name != path and within(name, path):
+            own = name[len(path) + 1 :] if path else name
+            found.setdefault(join(path, own.split(".")[0]), []).append(name)
+    return found
+
+
 def numel(parameter: nn.Parameter) -> int:
     """The number of elements; 0 for a lazy parameter that has no shape yet."""
     return 0 if nn.parameter.is_lazy(parameter) else parameter.numel()
@@ -156,11 +166,13 @@ class Tree:
             return
         for name in module._parameters:
             yield (own := join(path, name)), own, [own]
+        names = _by_child(self.parameters, path)
+        holding_rnns = _by_child(self.rnns, path)
         for child in children:
-            if any(within(rnn, child) for rnn in self.rnns):
+            if child in holding_rnns:
                 yield from self._split(child)
             else:
-                yield child, child, [n for n in self.parameters if within(n, child)]
+                yield child, child, names.get(child, [])
 
     def _split_rnn(self, path: str) -> Iterator[tuple[str, str, list[str]]]:
         places = self.places(path)
@@ -172,4 +184,4 @@ class Tree:
                 [n for n, p in places.items() if p[:2] == (layer, DIRECTIONS[direction])],
             )
         if others := [n for n in self.parameters if within(n, path) and n not in places]:
-            yield path, path, others
+            yield path or type(self.root).__name__, path, others
