@@ -1,0 +1,104 @@
+"""Real material for the examples: pretrained protein encoders and labelled antimicrobial peptides.
+
+Both come from ordinary packages (the `examples` extra): `alphaPredict` carries BiLSTM encoders that
+predict AlphaFold's per-residue confidence from a protein's sequence, `modlamp` the peptides. Only
+their data files are read; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, PackagePath, files
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+_CODE = {letter: index for index, letter in enumerate(AMINO_ACIDS)}
+
+
+class Peptide(NamedTuple):
+    """A peptide's sequence, and whether it is antimicrobial."""
+
+    sequence: str
+    label: int
+
+
+class Split(NamedTuple):
+    """Peptides to train on, to choose by, and to report on."""
+
+    train: list[Peptide]
+    val: list[Peptide]
+    test: list[Peptide]
+
+
+def load_encoder(version: str = "V6") -> tuple[nn.LSTM, nn.Linear]:
+    """A pretrained alphaPredict encoder and its output layer.
+
+    Args:
+        version: "V1", "V2", "V4", "V5", "V6" or "V7"; they differ in depth and width.
+
+    Returns:
+        The LSTM, batch first, input (B, T, 20) one-hot in the order of `AMINO_ACIDS`; and the layer
+        that maps its output to a confidence between 0 and 100.
+    """
+    path = _data_file("alphaPredict", f"network{version}").locate()
+    state = torch.load(str(path), map_location="cpu", weights_only=True)
+    layers = sum(name.startswith("lstm.weight_ih_l") for name in state) // 2
+    hidden = state["lstm.weight_hh_l0"].shape[1]
+    lstm = nn.LSTM(len(AMINO_ACIDS), hidden, layers, batch_first=True, bidirectional=True)
+    fc = nn.Linear(2 * hidden, 1)
+    nn.ModuleDict({"lstm": lstm, "fc": fc}).load_state_dict(state)
+    return lstm, fc
+
+
+def load_peptides() -> list[Peptide]:
+    """The peptides of modlamp's AMPvsUniProt: each sequence once, in the order of the file.
+
+    Sequences that are listed with both labels are left out.
+    """
+    text = _data_file("modlamp", "AMPvsUniProt.csv").read_text()
+    labels: dict[str, set[int]] = {}
+    for sequence, label in list(csv.reader(text.splitlines()))[1:]:
+        labels.setdefault(sequence.strip(), set()).add(int(label))
+    return [Peptide(sequence, *found) for sequence, found in labels.items() if len(found) == 1]
+
+
+def split_peptides(train: int = 200, val: int = 500) -> Split:
+    """The same random split on every call: `train` and `val` peptides, the rest for the test.
+
+    Only identical sequences are kept apart; similar ones may fall on both sides, so the accuracies
+    are for comparing methods and not what to expect on unrelated families.
+    """
+    peptides = load_peptides()
+    order = torch.randperm(len(peptides), generator=torch.Generator().manual_seed(0)).tolist()
+    shuffled = [peptides[index] for index in order]
+    return Split(shuffled[:train], shuffled[train : train + val], shuffled[train + val :])
+
+
+def one_hot(sequence: str) -> Tensor:
+    """A sequence of T amino acids as a (T, 20) tensor."""
+    codes = torch.tensor([_CODE[letter] for letter in sequence])
+    return nn.functional.one_hot(codes, len(AMINO_ACIDS)).float()
+
+
+def collate(peptides: Sequence[Peptide]) -> tuple[PackedSequence, Tensor]:
+    """B peptides of different lengths as one packed input, and their labels (B,)."""
+    packed = pack_sequence([one_hot(p.sequence) for p in peptides], enforce_sorted=False)
+    return packed, torch.tensor([p.label for p in peptides])
+
+
+def _data_file(package: str, part: str) -> PackagePath:
+    try:
+        found = files(package) or []
+    except PackageNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'the examples read data from the package {package}: pip install -e ".[examples]"'
+        ) from error
+    matching = [file for file in found if part in file.name]
+    if len(matching) != 1:
+        raise ValueError(f"`{part}` names {len(matching)} files of {package}; it must name one")
+    return matching[0]

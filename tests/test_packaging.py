@@ -1,0 +1,76 @@
+"""The wheel a user installs: what it holds, and that it works away from the repository."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+SMOKE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+
+import torch
+import lstm_freeze
+import lstm_freeze.callbacks
+
+installed = Path(sys.argv[1])
+assert Path(lstm_freeze.__file__).is_relative_to(installed), lstm_freeze.__file__
+assert Path(lstm_freeze.callbacks.__file__).is_relative_to(installed)
+lstm = lstm_freeze.BiLSTM(4, 8, num_layers=2)
+lstm_freeze.freeze(lstm, layers=[0])
+lstm(torch.randn(3, 2, 4))[0].sum().backward()
+assert lstm.weight_hh_l0.grad is None and lstm.weight_hh_l1.grad is not None
+"""
+
+
+def run(*command, cwd):
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    # From the sdist, as a release is made: a file the sdist forgets is missing from the wheel too.
+    run(sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT), cwd=folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("packaging")
+def test_wheel_holds_both_packages_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in ("__init__.py", "py.typed", "callbacks/__init__.py", "callbacks/py.typed"):
+        assert f"lstm_freeze/{name}" in names
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"lstm_freeze"}
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("packaging")
+def test_wheel_holds_every_file_of_the_folders(wheel):
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    folders = {"lstm_freeze": "lstm_freeze", "callbacks": "lstm_freeze/callbacks"}
+    expected = {
+        f"{target}/{path.name}"
+        for folder, target in folders.items()
+        for path in (ROOT / folder).iterdir()
+        if path.is_file() and path.suffix not in {".pyc", ".so"}
+    }
+    assert packed == expected
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("packaging")
+def test_installed_wheel_works_away_from_the_repository(wheel, tmp_path):
+    target = tmp_path / "site"
+    pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(target))
+    run(*pip, str(wheel), cwd=tmp_path)
+    run(sys.executable, "-c", SMOKE, str(target), cwd=tmp_path)
