@@ -7,12 +7,12 @@ from ._freezing import Freeze as Freeze
 from ._freezing import freeze as freeze
 from ._freezing import freeze_up_to as freeze_up_to
 from ._freezing import unfreeze as unfreeze
-from ._phases import Phase as Phase
-from ._schedule import FreezeSchedule as FreezeSchedule
 from ._groups import param_groups as param_groups
 from ._groups import slanted_triangular as slanted_triangular
 from ._guard import FrozenGuard as FrozenGuard
 from ._guard import FrozenWeightsChanged as FrozenWeightsChanged
+from ._phases import Phase as Phase
+from ._schedule import FreezeSchedule as FreezeSchedule
 from ._selection import Selection as Selection
 from ._selection import select as select
 from ._status import Status as Status
@@ -21,9 +21,9 @@ from ._status import status as status
 __all__ = [
     "BiLSTM",
     "Freeze",
+    "FreezeSchedule",
     "FrozenGuard",
     "FrozenWeightsChanged",
-    "FreezeSchedule",
     "ParameterGroup",
     "Phase",
     "Selection",
