@@ -1,0 +1,99 @@
+"""Plateau: when the next phase begins, decided by a monitored metric. Pure functions of values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """Begin the next phase when a metric of the validation has stopped improving.
+
+    The next phase begins at the start of the epoch after `patience` validations in a row without
+    improvement. The best value and the count start anew in each phase. A NaN is no improvement.
+
+    Args:
+        monitor: The name of a logged metric.
+        mode: `"min"` or `"max"`: which direction is better.
+        patience: How many validations without improvement a phase bears, at least 1.
+        min_delta: By how much the metric must be better to count as improved.
+        max_epochs_per_phase: A phase ends after so many epochs in any case; None for no limit.
+        restore_best: Go back to the phase's best weights before the next begins.
+
+    Raises:
+        ValueError: A value is out of its range.
+
+    Example:
+        >>> Plateau(monitor="val_acc", mode="max", patience=3).patience
+        3
+    """
+
+    monitor: str = "val_loss"
+    mode: str = "min"
+    patience: int = 2
+    min_delta: float = 0.0
+    max_epochs_per_phase: int | None = None
+    restore_best: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.mode not in ("min", "max"):
+            raise ValueError(f'`mode` must be "min" or "max", got {self.mode!r}')
+        for name in ("patience", "max_epochs_per_phase"):
+            value = getattr(self, name)
+            optional = name != "patience" and value is None
+            if not optional and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
+        if not 0 <= self.min_delta < math.inf:
+            raise ValueError(f"`min_delta` must be finite and not negative, got {self.min_delta!r}")
+
+    def improves(self, value: float, best: float | None) -> bool:
+        """Whether a value is better than the best of the phase so far."""
+        if math.isnan(value):
+            return False
+        if best is None:
+            return True
+        gain = best - value if self.mode == "min" else value - best
+        return gain > self.min_delta
+
+    def is_due(self, state: PlateauState, epoch: int) -> bool:
+        """Whether the next phase is to begin with this epoch."""
+        limit = self.max_epochs_per_phase
+        too_long = limit is not None and state.began is not None and epoch - state.began >= limit
+        return state.waited >= self.patience or too_long
+
+
+@dataclass(frozen=True)
+class PlateauState:
+    """Where the phases are, and how the metric has gone in the present one.
+
+    Attributes:
+        phase: The index of the present phase.
+        began: The epoch it began with; None before training.
+        best: The best value of the metric in this phase.
+        waited: Validations since then.
+        seen: The optimizer step of the last validation: one that is run again after a resume
+            says nothing new.
+    """
+
+    phase: int = 0
+    began: int | None = None
+    best: float | None = None
+    waited: int = 0
+    seen: int | None = None
+
+    def after(self, value: float, improved: bool, step: int) -> PlateauState:
+        """The state after a validation."""
+        if improved:
+            return replace(self, best=value, waited=0, seen=step)
+        return replace(self, waited=self.waited + 1, seen=step)
+
+    def next(self, epoch: int) -> PlateauState:
+        """The state at the start of the next phase."""
+        return PlateauState(self.phase + 1, began=epoch, seen=self.seen)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain types, for a checkpoint."""
+        return asdict(self)

@@ -1,0 +1,37 @@
+"""A Callback for whichever Lightning the user's Trainer comes from.
+
+`pytorch_lightning.Callback` and `lightning.pytorch.Callback` are unrelated classes, and
+LightningCLI accepts only its own; a subclass of both is accepted everywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback as Callback
+else:
+
+    def _installed() -> tuple[type, ...]:
+        found = []
+        for name in ("lightning.pytorch", "pytorch_lightning"):
+            try:
+                found.append(importlib.import_module(name).Callback)
+            except ModuleNotFoundError as error:
+                if error.name != name.partition(".")[0]:
+                    raise
+        if not found:
+            raise ImportError(
+                "lstm_freeze.callbacks needs pytorch_lightning or lightning, and neither is "
+                'installed; pip install "lstm-freeze[lightning]"'
+            )
+        return tuple(found)
+
+    class Callback(*_installed()):
+        """A Callback of every Lightning that is installed."""
+
+
+def stage_is_fit(trainer: Any) -> bool:
+    """Whether the trainer is in `fit`, not in `validate`, `test` or `predict`."""
+    return bool(trainer.state.fn == "fit")

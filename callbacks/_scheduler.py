@@ -1,0 +1,445 @@
+"""FreezeScheduler: follows a FreezeSchedule in a Lightning fit, through every resume."""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lstm_freeze import FreezeSchedule, FrozenGuard, Phase
+
+from ._advance import Plateau, PlateauState
+from ._both import Callback, stage_is_fit
+from ._frozen_check import FrozenWeightsCheck
+from ._weights import load_weights, snapshot
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+CHECKS = ("step", "epoch", None)
+
+
+class FreezeScheduler(Callback):
+    """Freeze and unfreeze by a schedule, and check that what is frozen does not move.
+
+    The state follows from the epoch (or step, or phase index of the checkpoint), never from having
+    seen an earlier one, so a run can be resumed anywhere. All that is wrong with the schedule, the
+    optimizers, the LR schedulers or the strategy is said before the first step. Optimizers drop
+    the state of what is frozen. After the fit the last phase's state stays.
+
+    Logs `freeze/phase` (the index), `freeze/trainable` (how many numbers train in the module) and
+    `freeze/lr/<group>` (each param group's learning rate at the epoch's start); the progress bar
+    shows the phase.
+
+    Args:
+        schedule: A FreezeSchedule; a mapping of epochs to what trains from then on; the path of a
+            YAML file with a schedule or recipe; or a function from the LightningModule to a
+            FreezeSchedule.
+        check: When to compare all that is frozen, bit for bit, by fingerprint: "step" for after
+            each optimizer step, "epoch" for each train epoch's end, None for never. Where a
+            FrozenWeightsCheck is among the callbacks, that one checks and this one does not.
+        advance: A Plateau, to begin the next phase when a metric has stopped improving instead of
+            at a fixed epoch; only the order of the phases counts then.
+
+    Raises:
+        ValueError: The schedule is wrong, or `check` is unknown.
+        TypeError: `schedule` or `advance` is of another type than named above.
+
+    Example:
+        >>> FreezeScheduler({0: ["head"], 1: ["head", "encoder.lstm[-1]"], 3: ["*"]}).state_key
+        "FreezeScheduler{'scope': ['*'], 'exclude': []}"
+    """
+
+    def __init__(
+        self,
+        schedule: (
+            FreezeSchedule
+            | dict[int, str | list[str]]
+            | list[Phase]
+            | str
+            | os.PathLike[str]
+            | Callable[[nn.Module], FreezeSchedule]
+        ),
+        *,
+        check: str | None = "step",
+        advance: Plateau | None = None,
+    ) -> None:
+        """Check the arguments."""
+        if check not in CHECKS:
+            raise ValueError(f'`check` must be "step", "epoch" or None, got {check!r}')
+        if advance is not None and not isinstance(advance, Plateau):
+            raise TypeError(f"`advance` must be a Plateau or None, got {advance!r}")
+        self.check = check
+        self.advance = advance
+        self.resolved: Any = None
+        self._given = as_schedule(schedule)
+        self._plateau = PlateauState()
+        self._best: dict[str, Tensor] = {}
+        self._restored: dict[str, Any] | None = None
+        self._module: weakref.ref[nn.Module] | None = None
+        self._guard: FrozenGuard | None = None
+        self._index = 0
+        self._logged = False
+
+    @property
+    def phase(self) -> int:
+        """The index of the present phase."""
+        return self._index
+
+    @property
+    def state_key(self) -> str:
+        """The callback's key in a checkpoint: one scheduler for one scope."""
+        schedule = self.resolved.schedule if self.resolved is not None else self._given
+        if not isinstance(schedule, FreezeSchedule):
+            return f"FreezeScheduler{{{id(self)}}}"
+        scope, exclude = list(schedule.scope), list(schedule.exclude)
+        return f"FreezeScheduler{ {'scope': scope, 'exclude': exclude} }"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make trainable what some phase trains, before optimizers and DDP look at the module."""
+        if stage != "fit":
+            return
+        refuse_sharding(trainer)
+        if self._module is None or self._module() is not pl_module:
+            self._module = weakref.ref(pl_module)
+            self._plateau, self._best = PlateauState(), {}
+        self._restored = None
+        try:
+            resolved, mistakes = self._schedule_for(pl_module).try_resolve(pl_module)
+        except ValueError:
+            return  # said in on_fit_start: configure_model may still make what is missing
+        if not mistakes:
+            self.resolved = resolved
+            resolved.prepare()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse a checkpoint whose schedule decides about something else."""
+        if self.resolved is None:
+            self.resolved = self._schedule_for(pl_module).resolve(pl_module)
+        states = checkpoint.get("callbacks", {})
+        present = {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        others = [k for k in states if str(k).startswith("FreezeScheduler{") and k not in present]
+        if self.state_key not in states and others:
+            raise ValueError(
+                f"the checkpoint was made with another schedule: it was {others[0]}, this is "
+                f"{self.state_key}; resume with the schedule it was made with"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The schedule, the phase and, with `advance`, the state of the metric."""
+        if self.resolved is None:
+            return {}
+        state = {
+            "schedule": self.resolved.schedule.describe(),
+            "phase": self._index,
+            "plateau": self._plateau.as_dict() if self.advance else None,
+        }
+        return {**state, "best": self._best} if self._best else state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the fit starts, where it is compared with the schedule."""
+        self._restored = state_dict
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check everything, then enter the phase."""
+        resolved, mistakes = self._schedule_for(pl_module).try_resolve(pl_module)
+        mistakes += resolved.mistakes(
+            trainer.optimizers,
+            [config.scheduler for config in trainer.lr_scheduler_configs],
+            scaled=getattr(trainer.precision_plugin, "scaler", None) is not None,
+        )
+        mistakes += ddp_mistakes(trainer.model, resolved)
+        mistakes += self._advance_mistakes(trainer, resolved.schedule)
+        if self._restored is not None:
+            mistakes += differences(self._restored, self._description(resolved.schedule))
+        resolved.refuse(mistakes)
+        self.resolved = resolved
+        if self._restored is not None and self.advance is not None:
+            self._plateau = PlateauState(**self._restored["plateau"])
+            self._best = dict(self._restored.get("best", {}))
+        self._restored = None
+        self._enter(trainer)
+        if self.check and not any(isinstance(c, FrozenWeightsCheck) for c in _callbacks(trainer)):
+            self._guard = FrozenGuard(pl_module, mode="fingerprint")
+            if self.check == "step":
+                self._guard.attach(trainer.optimizers)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Enter the phase of the epoch and step that a checkpoint brought."""
+        if self.resolved.schedule.annealing and math.isinf(trainer.num_training_batches):
+            raise ValueError(
+                "progressive_freezing needs the length of an epoch, and the training data has "
+                "none; give the Trainer limit_train_batches"
+            )
+        if self._plateau.began is None:
+            self._plateau = PlateauState(self._plateau.phase, began=trainer.current_epoch)
+        if self._guard is not None:
+            self._guard.step = trainer.global_step
+        self._enter(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the next phase if it is due, and enter the phase of this epoch."""
+        if self.advance is not None and self._plateau.phase + 1 < len(self.resolved.phases):
+            due = self.advance.is_due(self._plateau, trainer.current_epoch)
+            if trainer.strategy.reduce_boolean_decision(due, all=False):
+                self._next_phase(trainer, pl_module)
+        self._enter(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Enter the phase of this step, and set the rates of progressive freezing."""
+        schedule = self.resolved.schedule
+        if schedule.unit == "step" and self.advance is None:
+            if self.resolved.index_at(trainer.global_step) != self._index:
+                self._enter(trainer)
+        elif schedule.annealing is not None:
+            epoch = trainer.current_epoch + batch_idx / float(trainer.num_training_batches)
+            self.resolved.anneal(trainer.optimizers, epoch)
+        if not self._logged:
+            self._log_state(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the monitored metric."""
+        if self.advance is None or trainer.sanity_checking or not stage_is_fit(trainer):
+            return
+        if trainer.global_step == self._plateau.seen:
+            return
+        value = monitored(trainer, self.advance.monitor)
+        improved = trainer.strategy.reduce_boolean_decision(
+            self.advance.improves(value, self._plateau.best), all=True
+        )
+        self._plateau = self._plateau.after(value, improved, trainer.global_step)
+        if improved and self.advance.restore_best:
+            self._best = snapshot(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare what is frozen, with `check="epoch"`."""
+        if self._guard is not None and self.check == "epoch":
+            self._guard.check(step=trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare once more: averaging callbacks write weights at the end of training."""
+        if self._guard is not None:
+            self._guard.check()
+        self._detach()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the optimizers."""
+        self._detach()
+
+    def _schedule_for(self, pl_module: nn.Module) -> FreezeSchedule:
+        if isinstance(self._given, FreezeSchedule):
+            return self._given
+        schedule = self._given(pl_module)
+        if not isinstance(schedule, FreezeSchedule):
+            raise TypeError(f"`schedule` must return a FreezeSchedule, it returned {schedule!r}")
+        return schedule
+
+    def _enter(self, trainer: Trainer) -> None:
+        schedule = self.resolved.schedule
+        if self.advance is not None:
+            self._index = self._plateau.phase
+        else:
+            now = trainer.global_step if schedule.unit == "step" else trainer.current_epoch
+            self._index = self.resolved.index_at(now)
+        self.resolved.enter(self._index, trainer.optimizers)
+        self._logged = False
+
+    def _next_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._best:
+            load_weights(pl_module, self._best)
+        for optimizer in trainer.optimizers:
+            optimizer.state.clear()
+        self._plateau, self._best = self._plateau.next(trainer.current_epoch), {}
+
+    def _description(self, schedule: FreezeSchedule) -> dict[str, Any]:
+        return {"schedule": schedule.describe(), "plateau": self.advance}
+
+    def _advance_mistakes(self, trainer: Trainer, schedule: FreezeSchedule) -> list[str]:
+        if self.advance is None:
+            return []
+        mistakes = []
+        if not trainer.enable_validation:
+            mistakes.append(
+                f"advance=Plateau({self.advance.monitor!r}) looks at a metric after each "
+                "validation, and this fit has none; give it validation data"
+            )
+        if schedule.annealing is not None:
+            mistakes.append(
+                "progressive_freezing fixes the times of its phases, so it takes no `advance`"
+            )
+        return mistakes
+
+    def _log_state(self, trainer: Trainer) -> None:
+        """Log phase and rates; once a phase or epoch, since Lightning keeps what was logged."""
+        self._logged = True
+        by_step = self.resolved.schedule.unit == "step"
+        values = {
+            "freeze/phase": float(self._index),
+            "freeze/trainable": float(self.resolved.trainable),
+            **self.resolved.rates(trainer.optimizers, prefix="freeze/lr/"),
+        }
+        for name, value in values.items():
+            self.log(
+                name,
+                value,
+                on_step=by_step,
+                on_epoch=not by_step,
+                reduce_fx="max",
+                sync_dist=not by_step and trainer.world_size > 1,
+            )
+        self.log(
+            "phase", float(self._index), prog_bar=True, logger=False, on_step=True, on_epoch=False
+        )
+
+    def _detach(self) -> None:
+        if self._guard is not None:
+            self._guard.detach()
+            self._guard = None
+
+
+class GradualUnfreezing(FreezeScheduler):
+    """Train the head first, then each epoch the next lower group of the encoder too (ULMFiT).
+
+    The groups: the head; the RNN layers from the top, both directions together; all that remains
+    of the encoder. What is neither encoder nor head stays as you set it. Everything else is as in
+    FreezeScheduler.
+
+    Args:
+        encoder: A target: what is unfrozen step by step.
+        head: A target: what trains from the beginning.
+        every_n_epochs: The length of a phase.
+        check: When to compare all that is frozen: "step", "epoch" or None; see FreezeScheduler.
+        advance: A Plateau, to begin the next phase when a metric has stopped improving.
+
+    Example:
+        >>> GradualUnfreezing(encoder="model.encoder", head="model.head").state_key
+        "FreezeScheduler{'scope': ['model.encoder', 'model.head'], 'exclude': []}"
+    """
+
+    def __init__(
+        self,
+        encoder: str = "encoder",
+        head: str = "head",
+        every_n_epochs: int = 1,
+        *,
+        check: str | None = "step",
+        advance: Plateau | None = None,
+    ) -> None:
+        """Check the arguments."""
+        if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int):
+            raise TypeError(f"`every_n_epochs` must be an integer, got {every_n_epochs!r}")
+        if every_n_epochs < 1:
+            raise ValueError(f"`every_n_epochs` must be at least 1, got {every_n_epochs!r}")
+        schedule = FreezeSchedule.recipe(
+            "gradual_unfreezing", encoder=encoder, head=head, every=every_n_epochs
+        )
+        super().__init__(schedule, check=check, advance=advance)
+
+
+def as_schedule(schedule: Any) -> FreezeSchedule | Callable[[nn.Module], FreezeSchedule]:
+    """What was given as a schedule, or as the function that makes one."""
+    if isinstance(schedule, FreezeSchedule):
+        return schedule
+    if isinstance(schedule, (str, os.PathLike)):
+        return FreezeSchedule.from_yaml(schedule)
+    if isinstance(schedule, (Mapping, list, tuple)):
+        return FreezeSchedule(schedule)
+    if callable(schedule):
+        function: Callable[[nn.Module], FreezeSchedule] = schedule
+        return function
+    raise TypeError(
+        "`schedule` must be a FreezeSchedule, a mapping start -> targets, the path of a YAML file "
+        f"or a function module -> FreezeSchedule, got {type(schedule).__name__}"
+    )
+
+
+def refuse_sharding(trainer: Trainer) -> None:
+    """Raise ValueError for a strategy under which a phase cannot begin."""
+    name = type(trainer.strategy).__name__
+    if name in ("FSDPStrategy", "DeepSpeedStrategy"):
+        raise ValueError(
+            f"FreezeScheduler cannot work with {name}, which lays parameters together into flat "
+            'buffers by whether they train at the start; use "ddp_find_unused_parameters_true"'
+        )
+
+
+def ddp_mistakes(model: Any, resolved: Any) -> list[str]:
+    """What DistributedDataParallel, which has just wrapped the module, makes impossible."""
+    if not isinstance(model, DistributedDataParallel):
+        return []
+    mistakes = []
+    ever = resolved.ever_trained
+    late = [name for name, p in ever.items() if not p.requires_grad]
+    if late:
+        mistakes.append(
+            f"{late[0]!r} was frozen (in configure_model or setup of the module) before DDP "
+            "wrapped the module, and a later phase trains it: its gradients would stay local and "
+            "the ranks would drift apart; leave freezing to the schedule"
+        )
+    reduced = {id(p) for p in model.module.parameters() if p.requires_grad}
+    changes = any(id(p) in reduced for phase in resolved.phases for p in phase.frozen.values())
+    if changes and (model.static_graph or not model.find_unused_parameters):
+        flag = "static_graph=True" if model.static_graph else "find_unused_parameters=False"
+        mistakes.append(
+            f"under DDP with {flag} the backward pass waits for the gradients of frozen "
+            'parameters; use Trainer(strategy="ddp_find_unused_parameters_true"), without '
+            "static_graph"
+        )
+    return mistakes
+
+
+def differences(state: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """How the schedule of a checkpoint differs from the present one, in words."""
+    was, now = _flat(state["schedule"]), _flat(present["schedule"])
+    was["advance"] = "Plateau" if state["plateau"] else None
+    now["advance"] = "Plateau" if present["plateau"] else None
+    return [
+        f"the checkpoint was made with another schedule: {key} was {was.get(key)}, is "
+        f"{now.get(key)}; resume with the schedule it was made with, or begin a new run from its "
+        "weights"
+        for key in dict.fromkeys((*was, *now))
+        if was.get(key) != now.get(key)
+    ]
+
+
+def monitored(trainer: Trainer, name: str) -> float:
+    """The present value of a logged metric, the mean of all ranks.
+
+    Raises:
+        ValueError: No such metric was logged.
+    """
+    metrics = trainer.callback_metrics
+    if name not in metrics:
+        known = ", ".join(sorted(metrics)) or "none"
+        raise ValueError(
+            f"`monitor` {name!r} was not logged by the end of the validation; logged: {known}"
+        )
+    value = metrics[name].detach().clone().float().to(trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(value, reduce_op="mean"))
+
+
+def _flat(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    phases: Iterable[Mapping[str, Any]] = schedule.get("phases", ())
+    others = {key: value for key, value in schedule.items() if key != "phases"}
+    return {
+        **{
+            f"the phase at {p['start']}": {k: v for k, v in p.items() if k != "start"}
+            for p in phases
+        },
+        **others,
+    }
+
+
+def _callbacks(trainer: Trainer) -> list[Any]:
+    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]

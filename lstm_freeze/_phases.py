@@ -1,0 +1,158 @@
+"""What a schedule is made of: phases, and the rates of progressive freezing. Plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, SupportsIndex
+
+from ._selection import as_targets
+
+SHAPES = {"linear": 1, "squared": 2, "cubic": 3}
+
+
+@dataclass(frozen=True, init=False)
+class Phase:
+    """What trains from an epoch (or step) on, until the next phase; the rest is frozen.
+
+    Args:
+        start: The first epoch (or optimizer step) of the phase.
+        train: Targets as in `select`; None is everything.
+        lr: The learning rate of what the phase trains, or rates by target, of which the first
+            that matches wins. They are set once, at the start of the phase; None leaves the
+            rates alone. The rates are those of the optimizer's param groups, so each group must
+            be named wholly.
+        warmup: The number of optimizer steps in which the rate of the groups that begin to train
+            in this phase rises linearly from `lr / warmup` to `lr`.
+
+    Raises:
+        ValueError: A value is out of its range, or a list is empty.
+        TypeError: An argument is of another type than named above.
+
+    Example:
+        >>> Phase(3, ["head", "encoder"], lr={"head": 1e-4, "*": 1e-5}, warmup=100)
+        Phase(3, ['head', 'encoder'], lr={'head': 0.0001, '*': 1e-05}, warmup=100)
+    """
+
+    start: int
+    train: tuple[str, ...]
+    lr: float | Mapping[str, float] | None = field(default=None, kw_only=True, hash=False)
+    warmup: int = field(default=0, kw_only=True)
+
+    def __init__(
+        self,
+        start: SupportsIndex,
+        train: str | Iterable[str] | None,
+        *,
+        lr: float | Mapping[str, float] | None = None,
+        warmup: int = 0,
+    ) -> None:
+        """Check the arguments, and copy them."""
+        object.__setattr__(self, "start", as_count(start, "start"))
+        object.__setattr__(self, "train", tuple(as_targets(train, "train")))
+        object.__setattr__(self, "lr", _as_rates(lr))
+        object.__setattr__(self, "warmup", as_count(warmup, "warmup"))
+
+    @property
+    def sets_rates(self) -> bool:
+        """Whether the phase has anything to do with learning rates."""
+        return self.lr is not None or self.warmup > 0
+
+    def __repr__(self) -> str:
+        lr = "" if self.lr is None else f", lr={self.lr!r}"
+        warmup = f", warmup={self.warmup}" if self.warmup else ""
+        return f"Phase({self.start}, {list(self.train)}{lr}{warmup})"
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """The rates of progressive freezing: each group's own cosine, which ends where it freezes.
+
+    Attributes:
+        groups: The targets of each group, input side first, the head last.
+        total: The length of the training in epochs.
+        t0: Where the first group freezes, as a fraction of the training, before the shape.
+        how: The shape of the freezing times: linear, squared or cubic.
+        scaled: Whether a group that freezes early learns the faster.
+    """
+
+    groups: tuple[tuple[str, ...], ...]
+    total: int
+    t0: float
+    how: str
+    scaled: bool
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if as_count(self.total, "total") < 1:
+            raise ValueError(f"`total` must be at least 1 epoch, got {self.total!r}")
+        if not 0 < as_number(self.t0, "t0") <= 1:
+            raise ValueError(f"`t0` must be above 0 and at most 1, got {self.t0!r}")
+        if self.how not in SHAPES:
+            raise ValueError(f"`how` must be one of {', '.join(SHAPES)}, got {self.how!r}")
+        if not isinstance(self.scaled, bool):
+            raise TypeError(f"`scaled` must be a bool, got {self.scaled!r}")
+
+    def end_of(self, group: int) -> float:
+        """The fraction of the training after which a group is frozen for good."""
+        last = len(self.groups) - 1
+        fraction = self.t0 + (1 - self.t0) * (group / last if last else 1.0)
+        return float(fraction ** SHAPES[self.how])
+
+    def rate(self, group: int, initial: float, epoch: float) -> float:
+        """The rate of a group at an epoch, which may be a fraction of one."""
+        end = self.end_of(group)
+        part = min(epoch / (end * self.total), 1.0)
+        return (initial / end if self.scaled else initial) * (1 + math.cos(math.pi * part)) / 2
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases: a group is frozen from the first epoch that begins at or after its end."""
+        ends = [math.ceil(self.end_of(i) * self.total - 1e-9) for i in range(len(self.groups))]
+        starts = sorted({0, *(end for end in ends if end < self.total)})
+        return tuple(
+            Phase(
+                start, [t for g, e in zip(self.groups, ends, strict=True) if e > start for t in g]
+            )
+            for start in starts
+        )
+
+
+def as_count(value: Any, argument: str) -> int:
+    """A non-negative integer."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"`{argument}` must be an integer, got {value!r}")
+    if (count := value.__index__()) < 0:
+        raise ValueError(f"`{argument}` must not be negative, got {count}")
+    return count
+
+
+def as_number(value: Any, argument: str) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`{argument}` must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"`{argument}` must be finite, got {value!r}")
+    return float(value)
+
+
+def _as_rate(value: Any, argument: str) -> float:
+    if (rate := as_number(value, argument)) <= 0:
+        raise ValueError(
+            f"`{argument}` must be above 0, got {value!r}; to train nothing, leave it out of `train`"
+        )
+    return rate
+
+
+def _as_rates(value: Any) -> float | dict[str, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        return _as_rate(value, "lr")
+    if not value:
+        raise ValueError("`lr` got an empty mapping, which sets nothing; None leaves rates alone")
+    for target in value:
+        if not isinstance(target, str):
+            raise TypeError(f"`lr` must map targets (strings) to numbers, got {target!r}")
+    return {target: _as_rate(rate, f"lr[{target!r}]") for target, rate in value.items()}
