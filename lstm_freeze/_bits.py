@@ -45,7 +45,7 @@ def stored(tensor: Tensor) -> Tensor:
         tensor = local()
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
-    return tensor.resolve_conj().resolve_neg() if tensor.is_complex() else tensor
+    return (tensor.resolve_conj() if tensor.is_complex() else tensor).resolve_neg()
 
 
 def bits_of(tensor: Tensor, copy: bool = False) -> Bits:
@@ -53,7 +53,7 @@ def bits_of(tensor: Tensor, copy: bool = False) -> Bits:
     tensor = stored(tensor)
     if copy:
         tensor = tensor.clone(memory_format=torch.contiguous_format)
-    flat = tensor.reshape(-1).view(torch.uint8)
+    flat = tensor.contiguous().view(-1).view(torch.uint8)
     whole = len(flat) & ~7
     body = flat[:whole]
     if body.storage_offset() % 8:
