@@ -12,6 +12,7 @@ from ._groups import slanted_triangular as slanted_triangular
 from ._guard import FrozenGuard as FrozenGuard
 from ._guard import FrozenWeightsChanged as FrozenWeightsChanged
 from ._phases import Phase as Phase
+from ._prefix_cache import PrefixCache as PrefixCache
 from ._schedule import FreezeSchedule as FreezeSchedule
 from ._selection import Selection as Selection
 from ._selection import select as select
@@ -26,6 +27,7 @@ __all__ = [
     "FrozenWeightsChanged",
     "ParameterGroup",
     "Phase",
+    "PrefixCache",
     "Selection",
     "Status",
     "freeze",

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _arguments, _recurrence
+from ._bits import fingerprints
 from ._conversion import adopt, is_plain, swap_lstms
 from ._layout import DIRECTIONS, kinds_of, name_of, place_of, rnn_names
 from ._packing import Rows, dense_rows, packed_rows, unpermuted
@@ -289,12 +290,61 @@ class BiLSTM(nn.Module):
         """All layers over the internal form: output rows, h_n (L * D, B, P), c_n (L * D, B, H)."""
         precision = self._precision(rows, hx)
         finals: list[State] = []
-        for layer in range(self.num_layers):
-            rows, h, c = self._run_layer(rows, layer, hx, precision)
-            finals.append((h, c))
+
+        def run(rows: Rows, first: int, last: int) -> tuple[Rows, list[State]]:
+            states = []
+            for layer in range(first, last):
+                rows, h, c = self._run_layer(rows, layer, hx, precision)
+                states.append((h, c))
+            return rows, states
+
+        start = 0 if self.prefix_cache is None or hx is not None else self._cacheable_depth(rows)
+        if start:
+            contexts = self._contexts(start, (precision, rows.data.device, self.bidirectional))
+            rows, *states = self.prefix_cache.serve(rows, start, contexts, run)
+            finals.append((states[0], states[1]))
+        rows, rest = run(rows, start, self.num_layers)
+        finals += rest
         h_n = torch.cat([h for h, _ in finals])
         c_n = torch.cat([c for _, c in finals])
         return rows.data, h_n, c_n
+
+    def _cacheable_depth(self, rows: Rows) -> int:
+        """How many of the lowest layers a prefix cache may serve for this input."""
+        if rows.data.requires_grad or rows.data.numel() == 0 or _recurrence.is_traced(rows.data):
+            return 0
+        D, groups = self.num_directions, self.groups
+        depth = 0
+        while depth < self.num_layers and not any(
+            x.requires_grad
+            for group in groups[depth * D : (depth + 1) * D]
+            for x in (*group.parameters, *self._weights(group.layer, group.direction))
+            if x is not None
+        ):
+            depth += 1
+        random = self.training and self.dropout > 0
+        if random and not all(self._dropout_is_off(layer) for layer in range(1, depth)):
+            self.prefix_cache.warn_of_dropout()
+            return 0
+        return depth
+
+    def _contexts(self, depth: int, common: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """For each depth up to this one, all that the prefix's output depends on but the input."""
+        layers = [
+            [
+                w
+                for d in DIRECTIONS[: self.num_directions]
+                for w in self._weights(layer, d)
+                if w is not None
+            ]
+            for layer in range(depth)
+        ]
+        prints = iter(fingerprints([w for layer in layers for w in layer]))
+        contexts, known = [], common
+        for layer in layers:
+            known = (*known, *(next(prints) for _ in layer))
+            contexts.append(known)
+        return contexts
 
     def _run_layer(
         self, rows: Rows, layer: int, hx: State | None, precision: _Precision

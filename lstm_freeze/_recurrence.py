@@ -527,6 +527,13 @@ def layer(
     return output
 
 
+def is_traced(data: Tensor) -> bool:
+    """Whether the call is recorded or transformed rather than simply run."""
+    compiling = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    fake = data.is_meta or isinstance(data, torch._subclasses.FakeTensor)
+    return compiling or fake or torch.jit.is_tracing() or _transformed()
+
+
 def _transformed() -> bool:
     """Whether torch.func or forward-mode AD is at work, which the operator has no rules for."""
     if torch.compiler.is_compiling():
