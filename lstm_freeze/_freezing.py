@@ -52,7 +52,7 @@ class RequiresGrad:
         """Make it trainable or frozen."""
         if not (value and self.owner.requires_grad):
             self.owner.grad = None
-        self.owner.requires_grad_(value)
+        self.owner.requires_grad = value  # the method would refuse lazy parameters
 
 
 class Freeze:
@@ -289,17 +289,17 @@ def set_trainable(
         warn_unused(ddp, stacklevel)
         remember_trainable(ddp, [p for p in frozen.values() if p.requires_grad])
     newcomers = [p for p in trainable.values() if not p.requires_grad]
-    handle = Freeze(module, changed, switches)
-    for switch in switches:
-        decide(handle, switch, True)
-    for parameters, value in ((frozen, False), (trainable, True)):
-        for parameter in parameters.values():
-            switch = RequiresGrad(parameter)
-            decide(handle, switch, value)
-            switches.append(switch)
+    decisions = [
+        *switches,
+        *((RequiresGrad(p), False) for p in frozen.values()),
+        *((RequiresGrad(p), True) for p in trainable.values()),
+    ]
+    handle = Freeze(module, changed, [switch for switch, _ in decisions])
+    for switch, value in decisions:
+        decide(handle, switch, value)
     drop_state(optimizers, frozen.values())
     prepare_fused_momentum(optimizers, newcomers)
-    _notify(switches)
+    _notify([switch for switch, _ in decisions])
     return handle
 
 
@@ -329,7 +329,7 @@ def _refuse_unswitchable(
 ) -> None:
     """Raise ValueError where torch would refuse to set requires_grad, before anything is set."""
     for name, parameter in trainable.items():
-        if parameter.is_inference():
+        if not nn.parameter.is_lazy(parameter) and parameter.is_inference():
             raise ValueError(
                 f"{name!r} was made under torch.inference_mode() and can never train; "
                 "build the module outside of it"
@@ -364,17 +364,16 @@ def _module_switches(
     frozen: Mapping[str, nn.Parameter],
     trainable: Mapping[str, nn.Parameter],
     dropout: str,
-) -> list[Switch]:
+) -> list[tuple[Switch, bool]]:
     if dropout not in ("keep", "off"):
         raise ValueError(f'`dropout` must be "keep" or "off", got {dropout!r}')
-    ids = {id(p) for p in frozen.values()}
-    switches: list[Switch] = [*norm_switches(tree, ids)]
+    off, on = {*map(id, frozen.values())}, {*map(id, trainable.values())}
+    decisions: list[tuple[Switch, bool]] = [*norm_switches(tree, off, on)]
     if dropout == "off":
-        switches += dropout_switches(
-            tree, ids, {*map(id, _frozen_afterwards(tree, frozen, trainable))}
-        )
+        afterwards = {*map(id, _frozen_afterwards(tree, frozen, trainable))}
+        decisions += [(switch, True) for switch in dropout_switches(tree, off, afterwards)]
     # A module reached by two paths has one switch.
-    return list({(id(switch.owner), switch.name): switch for switch in switches}.values())
+    return list({(id(d[0].owner), d[0].name): d for d in decisions}.values())
 
 
 def _notify(switches: Sequence[Switch]) -> None:

@@ -154,15 +154,19 @@ def decider_of(tree: Tree, path: str) -> nn.Module | None:
     return tree.modules[path]
 
 
-def norm_switches(tree: Tree, frozen: set[int]) -> list[Held]:
-    """Switches for the normalisation layers whose deciding parameters (by id) are being frozen."""
-    return [
-        Held(module, decider)
-        for path, module in tree.modules.items()
-        if is_normalization(module)
-        and (decider := decider_of(tree, path)) is not None
-        and any(id(p) in frozen for p in decider.parameters())
-    ]
+def norm_switches(tree: Tree, frozen: set[int], trainable: set[int]) -> list[tuple[Held, bool]]:
+    """Switches for the normalisation layers whose deciding parameters (by id) change, and to what.
+
+    A hold looks at requires_grad itself; it is taken off where something is unfrozen so that what
+    is frozen by hand later is left alone.
+    """
+    decisions = []
+    for path, module in tree.modules.items():
+        if is_normalization(module) and (decider := decider_of(tree, path)) is not None:
+            ids = {id(p) for p in decider.parameters()}
+            if ids & (frozen | trainable):
+                decisions.append((Held(module, decider), not ids & trainable))
+    return decisions
 
 
 def dropout_switches(
