@@ -1,7 +1,7 @@
-import os
+import importlib.util
 import struct
-import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -12,6 +12,9 @@ built = pytest.mark.skipif(_native._extension is None, reason="the extension is 
 LEVELS = () if _native._extension is None else _native._extension.levels()
 MAGNITUDES = (float("inf"), 0.0, 1e-45, 1e-40, 1e-30, 1e-4, 0.3, 17.4, 88.3, 103.0, 105.0, 3e38)
 SPECIAL = torch.tensor([float("nan"), *(sign * x for x in MAGNITUDES for sign in (1, -1))])
+
+
+OFF = "torch (the native step is switched off)"
 
 
 @pytest.fixture(params=LEVELS)
@@ -282,7 +285,7 @@ def test_the_switch():
         assert _native.in_use() == f"native ({LEVELS[-1]})"
         with _native.switched(False):
             assert not _native.applies(tensor)
-            assert _native.in_use() == "torch (the native step is switched off)"
+            assert _native.in_use() == OFF
         assert _native.applies(tensor)
         assert _native.enable(False) is True
         assert _native.enable(True) is False
@@ -298,41 +301,43 @@ def test_without_the_extension_torch_serves(monkeypatch):
         _native.enable(True)
 
 
-REPORT = "from lstm_freeze import _native; print(_native.in_use())"
+@pytest.fixture
+def imported_anew(monkeypatch):
+    """Runs the module's source again, as a new interpreter would, beside the one in use."""
 
+    def run(setting=None, extension=None):
+        if setting is None:
+            monkeypatch.delenv("LSTM_FREEZE_NATIVE", raising=False)
+        else:
+            monkeypatch.setenv("LSTM_FREEZE_NATIVE", setting)
+        if extension is not None:
+            monkeypatch.delattr("lstm_freeze._gates", raising=False)
+            monkeypatch.setitem(sys.modules, "lstm_freeze._gates", *extension)
+        spec = importlib.util.spec_from_file_location("lstm_freeze._native_anew", _native.__file__)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
 
-def report(code=REPORT, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run
 
 
 @built
-def test_the_environment_switches_it_off():
-    assert report(LSTM_FREEZE_NATIVE="1").stdout.startswith("native (")
-    assert report(LSTM_FREEZE_NATIVE="").stdout.startswith("native (")
-    assert report(LSTM_FREEZE_NATIVE="0").stdout == "torch (the native step is switched off)\n"
-
-
-def test_the_environment_is_refused_where_it_says_neither():
-    message = r"LSTM_FREEZE_NATIVE must be 0 .* or 1 .*, got 'no'"
-    with pytest.raises(ValueError, match=message):
-        _native._wanted("no")
-    assert "got 'no'" in report(LSTM_FREEZE_NATIVE="no").stderr
-
-
 @pytest.mark.parametrize(
-    "prepare",
-    [
-        "sys.modules['lstm_freeze._gates'] = None",
-        "old = sys.modules['lstm_freeze._gates'] = types.ModuleType('old'); old.INTERFACE = 0",
-    ],
-    ids=["absent", "of another version"],
+    ("setting", "expected"), [(None, "native ("), ("", "native ("), ("1", "native ("), ("0", OFF)]
 )
-def test_an_extension_that_cannot_serve_is_not_used(prepare):
-    done = report(f"import sys, types; {prepare}; {REPORT}", LSTM_FREEZE_NATIVE="1")
-    assert done.stdout == "torch (the extension lstm_freeze._gates is not built)\n"
+def test_the_environment_switches_it_off(imported_anew, setting, expected):
+    module = imported_anew(setting)
+    assert module.in_use().startswith(expected)
+    assert module.applies(torch.zeros(1)) == (setting != "0")
+
+
+def test_the_environment_is_refused_where_it_says_neither(imported_anew):
+    with pytest.raises(ValueError, match=r"LSTM_FREEZE_NATIVE must be 0 .* or 1 .*, got 'no'"):
+        imported_anew("no")
+
+
+@pytest.mark.parametrize("extension", [None, types.SimpleNamespace(INTERFACE=0)])
+def test_an_extension_absent_or_of_another_version_is_not_used(imported_anew, extension):
+    module = imported_anew(extension=[extension])
+    assert module.in_use() == "torch (the extension lstm_freeze._gates is not built)"
+    assert not module.applies(torch.zeros(1))
