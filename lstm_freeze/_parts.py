@@ -32,7 +32,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 def is_rnn(module: nn.Module) -> bool:
     """Whether a module keeps its parameters as nn.RNNBase does (BiLSTM, nn.LSTM, GRU, RNN)."""
     # A model may keep `mode` and `num_layers` as settings of its own: the names decide.
-    names = (*module._parameters, *getattr(module, "parametrizations", ()))
+    names = (*module._parameters.keys(), *getattr(module, "parametrizations", ()))
     return getattr(module, "mode", None) in RNN_MODES and any(map(place_of, names))
 
 
@@ -159,12 +159,12 @@ class Tree:
             yield from self._split_rnn(path)
             return
         module = self.modules[path]
-        below = (join(path, name) for name in module._modules)
+        below = (join(path, name) for name, _ in module._modules.items())
         children = [child for child in below if child in self.modules]
         if not children:
             yield path or type(module).__name__, path, list(self.parameters)
             return
-        for name in module._parameters:
+        for name, _ in module._parameters.items():
             yield (own := join(path, name)), own, [own]
         names = _by_child(self.parameters, path)
         holding_rnns = _by_child(self.rnns, path)
