@@ -540,7 +540,9 @@ def test_training_takes_the_same_path(make):
     assert not torch.allclose(bilstm.weight_hh_l0, start)
 
 
-@pytest.mark.parametrize("options", [{}, {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}], ids=["mean", "moving"]
+)
 def test_averaged_models(options):
     lstm, bilstm = pair(dropout=0.5, **WIDE)
     found = []

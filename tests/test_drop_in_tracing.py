@@ -9,8 +9,6 @@ import pytest
 import torch
 from _oracle import B, Case, H, I, P, T, assert_close, assert_same_bits, example, pair, results
 from torch import nn
-from torch._dynamo.backends.common import aot_autograd
-from torch._functorch.aot_autograd import make_boxed_func
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -181,10 +179,14 @@ class Counting:
     """A torch.compile backend that counts the nodes of every forward and backward graph."""
 
     def __init__(self) -> None:
+        from torch._dynamo.backends.common import aot_autograd  # seconds to import
+
         self.nodes = []
         self.backend = aot_autograd(fw_compiler=self.count, bw_compiler=self.count)
 
     def count(self, graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        from torch._functorch.aot_autograd import make_boxed_func
+
         self.nodes.append(len(graph.graph.nodes))
         return make_boxed_func(graph)
 
@@ -353,3 +355,20 @@ def test_export_runs_after_decomposition():
     _, model = taggers()
     exported = torch.export.export(model.eval(), (X,)).run_decompositions()
     assert_close({"y": exported.module()(X)}, {"y": model(X)}, 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the exporters' own, many and changing
+@pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "TorchScript"])
+def test_onnx_export(dynamo: bool, tmp_path):
+    """What is exported from BiLSTM gives, in another runtime, what nn.LSTM gives."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    lstm, model = taggers()
+    path = str(tmp_path / "model.onnx")
+    torch.onnx.export(model.eval(), (X,), path, dynamo=dynamo, verbose=False)
+    session = runtime.InferenceSession(path)
+    (name,) = [node.name for node in session.get_inputs()]
+    other = LONGER[:T]
+    found = torch.from_numpy(session.run(None, {name: other.numpy()})[0])
+    assert_close({"y": found}, {"y": lstm(other).detach()}, 1e-5)
