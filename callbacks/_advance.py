@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 @dataclass(frozen=True)
@@ -97,3 +100,19 @@ class PlateauState:
     def as_dict(self) -> dict[str, Any]:
         """As plain types, for a checkpoint."""
         return asdict(self)
+
+
+def monitored(trainer: Trainer, name: str) -> float:
+    """The present value of a logged metric, the mean of all ranks.
+
+    Raises:
+        ValueError: No such metric was logged.
+    """
+    metrics = trainer.callback_metrics
+    if name not in metrics:
+        known = ", ".join(sorted(metrics)) or "none"
+        raise ValueError(
+            f"`monitor` {name!r} was not logged by the end of the validation; logged: {known}"
+        )
+    value = metrics[name].detach().clone().float().to(trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(value, reduce_op="mean"))

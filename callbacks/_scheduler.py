@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lstm_freeze import FreezeSchedule, FrozenGuard, Phase
 
-from ._advance import Plateau, PlateauState
+from ._advance import Plateau, PlateauState, monitored
 from ._both import Callback, stage_is_fit
 from ._frozen_check import FrozenWeightsCheck
+from ._refusals import ddp_mistakes, differences, refuse_sharding
 from ._weights import load_weights, snapshot
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class FreezeScheduler(Callback):
             self._best = dict(self._restored.get("best", {}))
         self._restored = None
         self._enter(trainer)
-        if self.check and not any(isinstance(c, FrozenWeightsCheck) for c in _callbacks(trainer)):
+        if self.check and not _has_check(trainer):
             self._guard = FrozenGuard(pl_module, mode="fingerprint")
             if self.check == "step":
                 self._guard.attach(trainer.optimizers)
@@ -204,7 +204,7 @@ class FreezeScheduler(Callback):
             epoch = trainer.current_epoch + batch_idx / float(trainer.num_training_batches)
             self.resolved.anneal(trainer.optimizers, epoch)
         if not self._logged:
-            self._log_state(trainer)
+            self._log_state(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the monitored metric."""
@@ -280,7 +280,7 @@ class FreezeScheduler(Callback):
             )
         return mistakes
 
-    def _log_state(self, trainer: Trainer) -> None:
+    def _log_state(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log phase and rates; once a phase or epoch, since Lightning keeps what was logged."""
         self._logged = True
         by_step = self.resolved.schedule.unit == "step"
@@ -290,7 +290,7 @@ class FreezeScheduler(Callback):
             **self.resolved.rates(trainer.optimizers, prefix="freeze/lr/"),
         }
         for name, value in values.items():
-            self.log(
+            pl_module.log(
                 name,
                 value,
                 on_step=by_step,
@@ -298,7 +298,7 @@ class FreezeScheduler(Callback):
                 reduce_fx="max",
                 sync_dist=not by_step and trainer.world_size > 1,
             )
-        self.log(
+        pl_module.log(
             "phase", float(self._index), prog_bar=True, logger=False, on_step=True, on_epoch=False
         )
 
@@ -306,45 +306,6 @@ class FreezeScheduler(Callback):
         if self._guard is not None:
             self._guard.detach()
             self._guard = None
-
-
-class GradualUnfreezing(FreezeScheduler):
-    """Train the head first, then each epoch the next lower group of the encoder too (ULMFiT).
-
-    The groups: the head; the RNN layers from the top, both directions together; all that remains
-    of the encoder. What is neither encoder nor head stays as you set it. Everything else is as in
-    FreezeScheduler.
-
-    Args:
-        encoder: A target: what is unfrozen step by step.
-        head: A target: what trains from the beginning.
-        every_n_epochs: The length of a phase.
-        check: When to compare all that is frozen: "step", "epoch" or None; see FreezeScheduler.
-        advance: A Plateau, to begin the next phase when a metric has stopped improving.
-
-    Example:
-        >>> GradualUnfreezing(encoder="model.encoder", head="model.head").state_key
-        "FreezeScheduler{'scope': ['model.encoder', 'model.head'], 'exclude': []}"
-    """
-
-    def __init__(
-        self,
-        encoder: str = "encoder",
-        head: str = "head",
-        every_n_epochs: int = 1,
-        *,
-        check: str | None = "step",
-        advance: Plateau | None = None,
-    ) -> None:
-        """Check the arguments."""
-        if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int):
-            raise TypeError(f"`every_n_epochs` must be an integer, got {every_n_epochs!r}")
-        if every_n_epochs < 1:
-            raise ValueError(f"`every_n_epochs` must be at least 1, got {every_n_epochs!r}")
-        schedule = FreezeSchedule.recipe(
-            "gradual_unfreezing", encoder=encoder, head=head, every=every_n_epochs
-        )
-        super().__init__(schedule, check=check, advance=advance)
 
 
 def as_schedule(schedule: Any) -> FreezeSchedule | Callable[[nn.Module], FreezeSchedule]:
@@ -364,82 +325,5 @@ def as_schedule(schedule: Any) -> FreezeSchedule | Callable[[nn.Module], FreezeS
     )
 
 
-def refuse_sharding(trainer: Trainer) -> None:
-    """Raise ValueError for a strategy under which a phase cannot begin."""
-    name = type(trainer.strategy).__name__
-    if name in ("FSDPStrategy", "DeepSpeedStrategy"):
-        raise ValueError(
-            f"FreezeScheduler cannot work with {name}, which lays parameters together into flat "
-            'buffers by whether they train at the start; use "ddp_find_unused_parameters_true"'
-        )
-
-
-def ddp_mistakes(model: Any, resolved: Any) -> list[str]:
-    """What DistributedDataParallel, which has just wrapped the module, makes impossible."""
-    if not isinstance(model, DistributedDataParallel):
-        return []
-    mistakes = []
-    ever = resolved.ever_trained
-    late = [name for name, p in ever.items() if not p.requires_grad]
-    if late:
-        mistakes.append(
-            f"{late[0]!r} was frozen (in configure_model or setup of the module) before DDP "
-            "wrapped the module, and a later phase trains it: its gradients would stay local and "
-            "the ranks would drift apart; leave freezing to the schedule"
-        )
-    reduced = {id(p) for p in model.module.parameters() if p.requires_grad}
-    changes = any(id(p) in reduced for phase in resolved.phases for p in phase.frozen.values())
-    if changes and (model.static_graph or not model.find_unused_parameters):
-        flag = "static_graph=True" if model.static_graph else "find_unused_parameters=False"
-        mistakes.append(
-            f"under DDP with {flag} the backward pass waits for the gradients of frozen "
-            'parameters; use Trainer(strategy="ddp_find_unused_parameters_true"), without '
-            "static_graph"
-        )
-    return mistakes
-
-
-def differences(state: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """How the schedule of a checkpoint differs from the present one, in words."""
-    was, now = _flat(state["schedule"]), _flat(present["schedule"])
-    was["advance"] = "Plateau" if state["plateau"] else None
-    now["advance"] = "Plateau" if present["plateau"] else None
-    return [
-        f"the checkpoint was made with another schedule: {key} was {was.get(key)}, is "
-        f"{now.get(key)}; resume with the schedule it was made with, or begin a new run from its "
-        "weights"
-        for key in dict.fromkeys((*was, *now))
-        if was.get(key) != now.get(key)
-    ]
-
-
-def monitored(trainer: Trainer, name: str) -> float:
-    """The present value of a logged metric, the mean of all ranks.
-
-    Raises:
-        ValueError: No such metric was logged.
-    """
-    metrics = trainer.callback_metrics
-    if name not in metrics:
-        known = ", ".join(sorted(metrics)) or "none"
-        raise ValueError(
-            f"`monitor` {name!r} was not logged by the end of the validation; logged: {known}"
-        )
-    value = metrics[name].detach().clone().float().to(trainer.strategy.root_device)
-    return float(trainer.strategy.reduce(value, reduce_op="mean"))
-
-
-def _flat(schedule: Mapping[str, Any]) -> dict[str, Any]:
-    phases: Iterable[Mapping[str, Any]] = schedule.get("phases", ())
-    others = {key: value for key, value in schedule.items() if key != "phases"}
-    return {
-        **{
-            f"the phase at {p['start']}": {k: v for k, v in p.items() if k != "start"}
-            for p in phases
-        },
-        **others,
-    }
-
-
-def _callbacks(trainer: Trainer) -> list[Any]:
-    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+def _has_check(trainer: Any) -> bool:
+    return any(isinstance(callback, FrozenWeightsCheck) for callback in trainer.callbacks)

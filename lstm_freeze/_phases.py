@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, SupportsIndex
@@ -52,7 +52,7 @@ class Phase:
         """Check the arguments, and copy them."""
         object.__setattr__(self, "start", as_count(start, "start"))
         object.__setattr__(self, "train", tuple(as_targets(train, "train")))
-        object.__setattr__(self, "lr", _as_rates(lr))
+        object.__setattr__(self, "lr", as_rates(lr))
         object.__setattr__(self, "warmup", as_count(warmup, "warmup"))
 
     @property
@@ -86,8 +86,7 @@ class Annealing:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if as_count(self.total, "total") < 1:
-            raise ValueError(f"`total` must be at least 1 epoch, got {self.total!r}")
+        as_length(self.total, "total")
         if not 0 < as_number(self.t0, "t0") <= 1:
             raise ValueError(f"`t0` must be above 0 and at most 1, got {self.t0!r}")
         if self.how not in SHAPES:
@@ -119,6 +118,70 @@ class Annealing:
         )
 
 
+def as_phases(phases: Any) -> tuple[Phase, ...]:
+    """Phases by start, each checked; all mistakes are said at once."""
+    found: list[Phase] = []
+    mistakes: list[str] = []
+    if isinstance(phases, Mapping):
+        for start, train in phases.items():
+            try:
+                found.append(Phase(start, train))
+            except (ValueError, TypeError) as error:
+                mistakes.append(f"phase {start!r}: {error}")
+    elif isinstance(phases, Iterable) and not isinstance(phases, (str, bytes)):
+        for item in phases:
+            if not isinstance(item, Phase):
+                raise TypeError(f"`phases` must hold Phase objects, got {item!r}")
+            found.append(item)
+    else:
+        raise TypeError(
+            "`phases` must be a mapping start -> targets or a list of Phase, "
+            f"got {type(phases).__name__}"
+        )
+    found.sort(key=lambda phase: phase.start)
+    raise_all([*mistakes, *([] if mistakes else wrong_starts(found))])
+    return tuple(found)
+
+
+def wrong_starts(phases: Sequence[Phase]) -> list[str]:
+    """What is wrong with the starts of phases, in words."""
+    starts = [phase.start for phase in phases]
+    wrong = [
+        f"`phases` has two phases that start at {start}; name all that trains in one"
+        for start in sorted({s for s in starts if starts.count(s) > 1})
+    ]
+    if 0 not in starts:
+        first = f"the first starts at {starts[0]}" if starts else "it is empty"
+        wrong.append(f"`phases` must have a phase that starts at 0, but {first}")
+    return wrong
+
+
+def described(phase: Phase) -> dict[str, Any]:
+    """A phase as plain types."""
+    found: dict[str, Any] = {"start": phase.start, "train": list(phase.train)}
+    if phase.lr is not None:
+        found["lr"] = dict(phase.lr) if isinstance(phase.lr, Mapping) else phase.lr
+    if phase.warmup:
+        found["warmup"] = phase.warmup
+    return found
+
+
+def raise_all(mistakes: Sequence[str]) -> None:
+    """Raise one ValueError that says every mistake, if there is any."""
+    if len(mistakes) == 1:
+        raise ValueError(mistakes[0])
+    if mistakes:
+        lines = "".join(f"\n  - {mistake}" for mistake in mistakes)
+        raise ValueError(f"the schedule cannot be followed, for {len(mistakes)} reasons:{lines}")
+
+
+def as_length(value: Any, argument: str) -> int:
+    """A positive integer."""
+    if (length := as_count(value, argument)) < 1:
+        raise ValueError(f"`{argument}` must be at least 1, got {length}")
+    return length
+
+
 def as_count(value: Any, argument: str) -> int:
     """A non-negative integer."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
@@ -140,12 +203,14 @@ def as_number(value: Any, argument: str) -> float:
 def _as_rate(value: Any, argument: str) -> float:
     if (rate := as_number(value, argument)) <= 0:
         raise ValueError(
-            f"`{argument}` must be above 0, got {value!r}; to train nothing, leave it out of `train`"
+            f"`{argument}` must be above 0, got {value!r}; to freeze a target, leave it out of "
+            "`train`"
         )
     return rate
 
 
-def _as_rates(value: Any) -> float | dict[str, float] | None:
+def as_rates(value: Any) -> float | dict[str, float] | None:
+    """A learning rate, or rates by target, checked."""
     if value is None:
         return None
     if not isinstance(value, Mapping):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ._parts import Tree, within
-from ._phases import Annealing, Phase, as_count
+from ._phases import Annealing, Phase, as_length
 from ._targets import quote, resolve
 
 Rates = float | Mapping[str, float] | None
@@ -20,7 +20,7 @@ def gradual_unfreezing(
 ) -> tuple[Phase, ...]:
     """Head; then RNN layers from the top; then all that remains of the encoder."""
     inside, _ = _sides(tree, encoder, head)
-    every = _as_length(every)
+    every = as_length(every, "every")
     groups = [head]
     for path, rnn in reversed(_rnn_layers(tree, inside)):
         groups.append(path)
@@ -36,7 +36,7 @@ def chain_thaw(
 ) -> tuple[Phase, ...]:
     """The head; each other layer alone, input side first; then all."""
     inside, _ = _sides(tree, encoder, head)
-    every = _as_length(every)
+    every = as_length(every, "every")
     stages = [(head,), *_layers(tree, inside), (head, encoder)]
     first, *others = _in_turn(stages, every, lr)
     if isinstance(lr, Mapping) or lr is None:
@@ -49,7 +49,7 @@ def linear_probing(
 ) -> tuple[Phase, ...]:
     """The head on a frozen encoder, then both."""
     _sides(tree, encoder, head)
-    return _in_turn([[head], [head, encoder]], _as_length(every), lr)
+    return _in_turn([[head], [head, encoder]], as_length(every, "every"), lr)
 
 
 def progressive_freezing(
@@ -73,14 +73,23 @@ PHASED: dict[str, Callable[..., tuple[Phase, ...]]] = {
 }
 
 
-def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    """Raise ValueError for a recipe or an argument that does not exist."""
-    makers = {**PHASED, "progressive_freezing": progressive_freezing}
+def argument_names(name: Any) -> tuple[str, ...]:
+    """The arguments a recipe takes beside the model; ValueError where there is no such recipe."""
+    makers: dict[str, Callable[..., Any]] = {
+        **PHASED,
+        "progressive_freezing": progressive_freezing,
+    }
     if name not in makers:
         raise ValueError(
-            f"no recipe {name!r}; the recipes: {', '.join(sorted(makers))}{did_you_mean(name, makers)}"
+            f"no recipe {name!r}; the recipes: {', '.join(sorted(makers))}"
+            + did_you_mean(str(name), makers)
         )
-    known = [parameter for parameter in inspect.signature(makers[name]).parameters][1:]
+    return tuple(inspect.signature(makers[name]).parameters)[1:]
+
+
+def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError for a recipe or an argument that does not exist."""
+    known = argument_names(name)
     for argument in arguments:
         if argument not in known:
             raise ValueError(
@@ -99,12 +108,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def _in_turn(stages: Iterable[Iterable[str]], every: int, lr: Any) -> tuple[Phase, ...]:
     return tuple(Phase(i * every, stage, lr=lr) for i, stage in enumerate(stages))
-
-
-def _as_length(every: Any) -> int:
-    if as_count(every, "every") < 1:
-        raise ValueError(f"`every` must be at least 1 epoch, got {every!r}")
-    return int(every)
 
 
 def _sides(tree: Tree, encoder: str, head: str) -> tuple[set[str], set[str]]:
@@ -155,7 +158,7 @@ def _layers(tree: Tree, inside: set[str]) -> list[Group]:
 def _cover(tree: Tree, names: set[str]) -> Group:
     """The topmost modules and the parameters that hold these names and nothing else."""
     wanted = set(tree.all_names(names))
-    owners = {}
+    owners: dict[str, None] = {}
     for name in (n for n in tree.parameters if n in wanted):
         paths = (p for p in tree.modules if p and within(name, p))
         whole = (p for p in paths if {n for n in tree.parameters if within(n, p)} <= wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,8 +14,8 @@ from torch.optim import Optimizer
 from . import _rates
 from ._freezing import Freeze, can_train, set_trainable
 from ._optimizers import as_optimizers, refuse_lbfgs, require_held
-from ._parts import Tree, numel
-from ._phases import Phase
+from ._parts import Part, Tree, numel
+from ._phases import Phase, raise_all
 from ._targets import quote, resolve
 
 Named = dict[str, nn.Parameter]
@@ -75,6 +76,11 @@ class ResolvedSchedule:
         return {name: p for phase in self.phases[::-1] for name, p in phase.train.items()}
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the module, input side first."""
+        return self._tree.parts
+
+    @property
     def trainable(self) -> int:
         """How many elements of parameters train in the module now, outside the scope too."""
         return sum(numel(p) for p in self._tree.distinct().values() if p.requires_grad)
@@ -98,7 +104,7 @@ class ResolvedSchedule:
         return list(
             dict.fromkeys(
                 [
-                    *_caught(lambda: require_held(optimizers, self.ever_trained)),
+                    *_caught(partial(require_held, optimizers, self.ever_trained)),
                     *self._moved_by_lbfgs(optimizers),
                     *self._badly_grouped(optimizers),
                     *self._overwritten(lr_schedulers),
@@ -159,6 +165,11 @@ class ResolvedSchedule:
                 found[f"{prefix}{name}"] = float(group["lr"])
         return found
 
+    def first_factor(self, parameter_id: int) -> float:
+        """By what progressive freezing multiplies a parameter's initial rate at the beginning."""
+        rule = self.schedule.annealing
+        return float(rule.rate(self._group_of[parameter_id], 1.0, 0.0))
+
     def refuse(self, mistakes: Sequence[str]) -> None:
         """Raise one ValueError that says all of these mistakes, if there are any."""
         raise_all(mistakes)
@@ -170,7 +181,7 @@ class ResolvedSchedule:
 
     def _moved_by_lbfgs(self, optimizers: Sequence[Optimizer]) -> Iterator[str]:
         for phase in self.phases:
-            yield from _caught(lambda p=phase: refuse_lbfgs(optimizers, p.frozen.values()))
+            yield from _caught(partial(refuse_lbfgs, optimizers, phase.frozen.values()))
 
     def _badly_grouped(self, optimizers: Sequence[Optimizer]) -> Iterator[str]:
         remedy = "give each its own param group, as param_groups(module, lr) does"
@@ -239,15 +250,6 @@ def resolve_schedule(schedule: Any, module: nn.Module) -> tuple[ResolvedSchedule
             for name in _union(tree, targets, "groups=", mistakes) & names:
                 group_of.setdefault(id(tree.parameters[name]), index)
     return ResolvedSchedule(module, tree, schedule, phases, group_of), list(dict.fromkeys(mistakes))
-
-
-def raise_all(mistakes: Sequence[str]) -> None:
-    """Raise one ValueError that says every mistake, if there is any."""
-    if len(mistakes) == 1:
-        raise ValueError(mistakes[0])
-    if mistakes:
-        lines = "".join(f"\n  - {mistake}" for mistake in mistakes)
-        raise ValueError(f"the schedule cannot be followed, for {len(mistakes)} reasons:{lines}")
 
 
 def _scope(tree: Tree, schedule: Any) -> tuple[set[str], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -13,8 +13,8 @@ from . import _recipes
 from ._freezing import Freeze
 from ._optimizers import as_optimizers
 from ._parts import Tree
-from ._phases import Annealing, Phase, as_number
-from ._resolving import ResolvedSchedule, raise_all, resolve_schedule
+from ._phases import Annealing, Phase, as_length, as_number, as_phases, described
+from ._resolving import ResolvedSchedule, resolve_schedule
 from ._selection import Target, as_targets
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ UNITS = ("epoch", "step")
 
 
 class FreezeSchedule:
-    """Says what trains when: in each phase exactly the named targets, the rest of `scope` is frozen.
+    """Say what trains when: in each phase exactly the named targets; the rest of `scope` is frozen.
 
     A pure function of the epoch (or optimizer step), so the state after resuming at epoch 7 is the
     state of epoch 7. Phases may freeze again what they trained. What is outside `scope` or in
@@ -69,7 +69,7 @@ class FreezeSchedule:
         self.exclude = () if exclude is None else tuple(as_targets(exclude, "exclude"))
         self.annealing: Annealing | None = None
         self._recipe: tuple[str, dict[str, Any]] | None = None
-        self._phases = _as_phases(phases)
+        self._phases = as_phases(phases)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -129,7 +129,7 @@ class FreezeSchedule:
         resolved = self.resolve(module)
         optimizers = as_optimizers(optimizer)
         if optimizers:
-            raise_all(resolved.mistakes(optimizers))
+            resolved.refuse(resolved.mistakes(optimizers))
         index = resolved.index_at(when)
         handle = resolved.freeze(index, optimizers)
         resolved.enter(index, optimizers)
@@ -149,7 +149,7 @@ class FreezeSchedule:
             ['head.weight', 'head.bias']
         """
         resolved, mistakes = self.try_resolve(module)
-        raise_all(mistakes)
+        resolved.refuse(mistakes)
         return resolved
 
     def try_resolve(self, module: nn.Module) -> tuple[ResolvedSchedule, list[str]]:
@@ -192,8 +192,11 @@ class FreezeSchedule:
 
         Example:
             >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8, 2), "head": nn.Linear(8, 2)})
-            >>> FreezeSchedule.gradual_unfreezing(model).phases
-            (Phase(0, ['head']), Phase(1, ['head', 'encoder[1]']), Phase(2, ['head', 'encoder[1]', 'encoder[0]']))
+            >>> for phase in FreezeSchedule.gradual_unfreezing(model).phases:
+            ...     print(phase)
+            Phase(0, ['head'])
+            Phase(1, ['head', 'encoder[1]'])
+            Phase(2, ['head', 'encoder[1]', 'encoder[0]'])
         """
         return cls._phased("gradual_unfreezing", model, encoder, head, every, lr)
 
@@ -358,7 +361,7 @@ class FreezeSchedule:
         """
         from ._schedule_view import preview
 
-        return preview(self.resolve(model), _as_length(epochs))
+        return preview(self.resolve(model), as_length(epochs, "epochs"))
 
     def plot(self, model: nn.Module, epochs: int, ax: Axes | None = None) -> Axes:
         """Draw who trains when, at which rates, and how many parameters, with matplotlib.
@@ -373,7 +376,7 @@ class FreezeSchedule:
         """
         from ._schedule_view import plot
 
-        return plot(self.resolve(model), _as_length(epochs), ax)
+        return plot(self.resolve(model), as_length(epochs, "epochs"), ax)
 
     def describe(self) -> dict[str, Any]:
         """The schedule as plain types (dicts, lists, strings, numbers): what its YAML file says."""
@@ -391,7 +394,7 @@ class FreezeSchedule:
                 "scaled": rule.scaled,
                 "groups": [list(group) for group in rule.groups],
             }
-        found: dict[str, Any] = {"phases": [_described(phase) for phase in self._phases]}
+        found: dict[str, Any] = {"phases": [described(phase) for phase in self._phases]}
         if self.unit != "epoch":
             found["unit"] = self.unit
         if self.scope != ("*",):
@@ -410,9 +413,9 @@ class FreezeSchedule:
 
     def __repr__(self) -> str:
         if self._recipe is not None or self.annealing is not None:
-            name, *rest = self.describe().items()
-            arguments = ", ".join(f"{k}={v!r}" for k, v in rest if k != "groups")
-            return f"FreezeSchedule.{name[1]}({arguments})"
+            (_, name), *arguments = self.describe().items()
+            shown = ", ".join(f"{k}={v!r}" for k, v in arguments if k != "groups")
+            return f"FreezeSchedule.{name}({shown})"
         plain = not any(phase.sets_rates for phase in self._phases)
         phases: Any = {p.start: list(p.train) for p in self._phases} if plain else [*self._phases]
         rest = {k: v for k, v in self.describe().items() if k != "phases"}
@@ -448,62 +451,10 @@ class FreezeSchedule:
         return cls._annealed(rule, encoder, head)
 
 
-def _as_phases(phases: Mapping[int, Target] | Iterable[Phase]) -> tuple[Phase, ...]:
-    """Phases by start, each checked; all mistakes are said at once."""
-    found: list[Phase] = []
-    mistakes: list[str] = []
-    if isinstance(phases, Mapping):
-        for start, train in phases.items():
-            try:
-                found.append(Phase(start, train))
-            except (ValueError, TypeError) as error:
-                mistakes.append(f"phase {start!r}: {error}")
-    elif isinstance(phases, Iterable) and not isinstance(phases, (str, bytes)):
-        for item in phases:
-            if not isinstance(item, Phase):
-                raise TypeError(f"`phases` must hold Phase objects, got {item!r}")
-            found.append(item)
-    else:
-        raise TypeError(
-            "`phases` must be a mapping start -> targets or a list of Phase, "
-            f"got {type(phases).__name__}"
-        )
-    found.sort(key=lambda phase: phase.start)
-    raise_all([*mistakes, *_wrong_starts(found, bool(mistakes))])
-    return tuple(found)
-
-
-def _wrong_starts(phases: Sequence[Phase], incomplete: bool) -> list[str]:
-    starts = [phase.start for phase in phases]
-    wrong = [
-        f"`phases` has two phases that start at {start}; name all that trains in one"
-        for start in sorted({s for s in starts if starts.count(s) > 1})
-    ]
-    if 0 not in starts and not incomplete:
-        first = f"the first starts at {starts[0]}" if starts else "it is empty"
-        wrong.append(f"`phases` must have a phase that starts at 0, but {first}")
-    return wrong
-
-
-def _described(phase: Phase) -> dict[str, Any]:
-    found: dict[str, Any] = {"start": phase.start, "train": list(phase.train)}
-    if phase.lr is not None:
-        found["lr"] = dict(phase.lr) if isinstance(phase.lr, Mapping) else phase.lr
-    if phase.warmup:
-        found["warmup"] = phase.warmup
-    return found
-
-
 def _as_time(epoch: Any) -> float:
     if (when := as_number(epoch, "epoch")) < 0:
         raise ValueError(f"`epoch` must not be negative, got {epoch!r}")
     return when
-
-
-def _as_length(epochs: Any) -> int:
-    if as_number(epochs, "epochs") < 1:
-        raise ValueError(f"`epochs` must be at least 1, got {epochs!r}")
-    return int(epochs)
 
 
 def _as_tree(model: Any) -> Tree:

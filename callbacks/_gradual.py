@@ -1,0 +1,47 @@
+"""GradualUnfreezing: the common case of FreezeScheduler."""
+
+from __future__ import annotations
+
+from lstm_freeze import FreezeSchedule
+
+from ._advance import Plateau
+from ._scheduler import FreezeScheduler
+
+
+class GradualUnfreezing(FreezeScheduler):
+    """Train the head first, then each epoch the next lower group of the encoder too (ULMFiT).
+
+    The groups: the head; the RNN layers from the top, both directions together; all that remains
+    of the encoder. What is neither encoder nor head stays as you set it. Everything else is as in
+    FreezeScheduler.
+
+    Args:
+        encoder: A target: what is unfrozen step by step.
+        head: A target: what trains from the beginning.
+        every_n_epochs: The length of a phase.
+        check: When to compare all that is frozen: "step", "epoch" or None; see FreezeScheduler.
+        advance: A Plateau, to begin the next phase when a metric has stopped improving.
+
+    Example:
+        >>> GradualUnfreezing(encoder="model.encoder", head="model.head").state_key
+        "FreezeScheduler{'scope': ['model.encoder', 'model.head'], 'exclude': []}"
+    """
+
+    def __init__(
+        self,
+        encoder: str = "encoder",
+        head: str = "head",
+        every_n_epochs: int = 1,
+        *,
+        check: str | None = "step",
+        advance: Plateau | None = None,
+    ) -> None:
+        """Check the arguments."""
+        if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int):
+            raise TypeError(f"`every_n_epochs` must be an integer, got {every_n_epochs!r}")
+        if every_n_epochs < 1:
+            raise ValueError(f"`every_n_epochs` must be at least 1, got {every_n_epochs!r}")
+        schedule = FreezeSchedule.recipe(
+            "gradual_unfreezing", encoder=encoder, head=head, every=every_n_epochs
+        )
+        super().__init__(schedule, check=check, advance=advance)

@@ -1,0 +1,72 @@
+"""What a fit cannot do with a schedule: strategies, and checkpoints of other schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+def refuse_sharding(trainer: Trainer) -> None:
+    """Raise ValueError for a strategy under which a phase cannot begin."""
+    name = type(trainer.strategy).__name__
+    if name in ("FSDPStrategy", "DeepSpeedStrategy"):
+        raise ValueError(
+            f"FreezeScheduler cannot work with {name}, which lays parameters together into flat "
+            'buffers by whether they train at the start; use "ddp_find_unused_parameters_true"'
+        )
+
+
+def ddp_mistakes(model: Any, resolved: Any) -> list[str]:
+    """What DistributedDataParallel, which has just wrapped the module, makes impossible."""
+    if not isinstance(model, DistributedDataParallel):
+        return []
+    mistakes = []
+    ever = resolved.ever_trained
+    late = [name for name, p in ever.items() if not p.requires_grad]
+    if late:
+        mistakes.append(
+            f"{late[0]!r} was frozen (in configure_model or setup of the module) before DDP "
+            "wrapped the module, and a later phase trains it: its gradients would stay local and "
+            "the ranks would drift apart; leave freezing to the schedule"
+        )
+    reduced = {id(p) for p in model.module.parameters() if p.requires_grad}
+    changes = any(id(p) in reduced for phase in resolved.phases for p in phase.frozen.values())
+    if changes and (model.static_graph or not model.find_unused_parameters):
+        flag = "static_graph=True" if model.static_graph else "find_unused_parameters=False"
+        mistakes.append(
+            f"under DDP with {flag} the backward pass waits for the gradients of frozen "
+            'parameters; use Trainer(strategy="ddp_find_unused_parameters_true"), without '
+            "static_graph"
+        )
+    return mistakes
+
+
+def differences(state: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """How the schedule of a checkpoint differs from the present one, in words."""
+    was, now = _flat(state["schedule"]), _flat(present["schedule"])
+    was["advance"] = "Plateau" if state["plateau"] else None
+    now["advance"] = "Plateau" if present["plateau"] else None
+    return [
+        f"the checkpoint was made with another schedule: {key} was {was.get(key)}, is "
+        f"{now.get(key)}; resume with the schedule it was made with, or begin a new run from its "
+        "weights"
+        for key in dict.fromkeys((*was, *now))
+        if was.get(key) != now.get(key)
+    ]
+
+
+def _flat(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    phases = schedule.get("phases", ())
+    others = {key: value for key, value in schedule.items() if key != "phases"}
+    return {
+        **{
+            f"the phase at {p['start']}": {k: v for k, v in p.items() if k != "start"}
+            for p in phases
+        },
+        **others,
+    }

@@ -1,0 +1,164 @@
+"""WeightDrift: how far weights have moved from where they began, per layer and direction."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lstm_freeze import param_groups
+
+from ._both import Callback
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+class Drift(Metric):
+    """The distance of groups of weights from their beginning, ||w - w0|| / ||w0|| for each.
+
+    Where w0 is zero it is ||w - w0||. Processes that train together hold the same weights, so the
+    norms are averaged over them.
+
+    Args:
+        groups: How many groups.
+        kwargs: As torchmetrics.Metric takes.
+    """
+
+    moved: Tensor
+    began: Tensor
+    full_state_update = False
+    higher_is_better = None
+
+    def __init__(self, groups: int, **kwargs: Any) -> None:
+        """Begin at no distance."""
+        super().__init__(**kwargs)
+        for name in ("moved", "began"):
+            self.add_state(name, torch.zeros(groups), dist_reduce_fx="mean")
+
+    def update(self, weights: list[list[Tensor]], start: list[list[Tensor]]) -> None:
+        """Measure each group of weights; what was measured before no longer counts."""
+        pairs = list(zip(weights, start, strict=True))
+        differences = ([_wide(a) - _wide(b) for a, b in zip(w, w0, strict=True)] for w, w0 in pairs)
+        self.moved = torch.stack([_norm(group, self.moved) for group in differences])
+        self.began = torch.stack([_norm(map(_wide, w0), self.began) for _, w0 in pairs])
+
+    def compute(self) -> Tensor:
+        """The distance of each group."""
+        return self.moved / torch.where(self.began > 0, self.began, 1.0)
+
+
+class WeightDrift(Callback):
+    """Log how far the weights have moved from where they began, per layer and direction.
+
+    Logs `weight_drift/<group>` = ||w - w0|| / ||w0||, where w0 are the weights at the start of the
+    first fit; where w0 is zero, ||w - w0||. What is frozen reads exactly 0 as long as it was never
+    trained. w0 is in the checkpoint, so a resumed run measures from the same beginning.
+
+    Args:
+        every_n_steps: Log after every so many optimizer steps.
+
+    Raises:
+        ValueError: `every_n_steps` is less than 1.
+
+    Example:
+        >>> WeightDrift(every_n_steps=10).every_n_steps
+        10
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        """Check the arguments."""
+        if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int):
+            raise TypeError(f"`every_n_steps` must be an integer, got {every_n_steps!r}")
+        if every_n_steps < 1:
+            raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.start: dict[str, Tensor] = {}
+        self._module: weakref.ref[nn.Module] | None = None
+        self._restored = False
+        self._drift: Drift | None = None
+        self._groups: dict[str, dict[str, nn.Parameter]] = {}
+        self._last_step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights at the beginning."""
+        return {"start": {n: w.cpu() for n, w in self.start.items()}} if self.start else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Measure from the beginning that the checkpoint remembers."""
+        self.start = dict(state_dict["start"])
+        self._restored = True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the weights, unless a checkpoint or an earlier fit did."""
+        same = self._module is not None and self._module() is pl_module
+        self._module = weakref.ref(pl_module)
+        self._groups = groups_of(pl_module)
+        weights = {n: p for group in self._groups.values() for n, p in group.items()}
+        if not (self.start and (self._restored or same)):
+            self.start = {n: p.detach().clone() for n, p in weights.items()}
+        if other := differing(self.start, weights):
+            raise ValueError(
+                f"the checkpoint's WeightDrift remembers other weights: {other}; resume with the "
+                "model it was made with, or without WeightDrift"
+            )
+        self.start = {n: w.to(weights[n].device) for n, w in self.start.items()}
+        self._restored = False
+        self._drift = Drift(len(self._groups)).to(pl_module.device)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from the step that a checkpoint brought."""
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log after every n-th step."""
+        step, before = trainer.global_step, self._last_step
+        self._last_step = step
+        if step // self.every_n_steps > before // self.every_n_steps:
+            for name, value in self.measure().items():
+                pl_module.log(f"weight_drift/{name}", value, on_step=True, on_epoch=False)
+
+    def measure(self) -> dict[str, float]:
+        """The present distance of each group."""
+        assert self._drift is not None
+        groups = list(self._groups.values())
+        self._drift.reset()
+        self._drift.update(
+            [[p.detach() for p in group.values()] for group in groups],
+            [[self.start[name] for name in group] for group in groups],
+        )
+        return dict(zip(self._groups, self._drift.compute().tolist(), strict=True))
+
+
+def groups_of(module: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """Group name -> parameter name -> parameter: per RNN layer and direction, and other part."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    groups = param_groups(module, lr=1.0)
+    return {g["name"]: {names[id(p)]: p for p in g["params"]} for g in groups}
+
+
+def differing(start: dict[str, Tensor], weights: dict[str, nn.Parameter]) -> str:
+    """Which weights the two do not share, in words; empty where they agree."""
+    unknown = sorted(start.keys() ^ weights.keys())
+    shapes = [n for n in start.keys() & weights.keys() if start[n].shape != weights[n].shape]
+    return ", ".join([*unknown, *sorted(shapes)][:3])
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In a type that can be subtracted without overflow."""
+    if tensor.is_complex() or tensor.dtype in (torch.float32, torch.float64):
+        return tensor
+    return tensor.float()
+
+
+def _norm(tensors: Iterable[Tensor], like: Tensor) -> Tensor:
+    """The norm of all elements together."""
+    norms = [torch.linalg.vector_norm(t).to(like) for t in tensors]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
