@@ -27,12 +27,14 @@ import pytorch_lightning as pl
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from peptides import Peptide, Split, collate, load_encoder, split_peptides
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
@@ -40,7 +42,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 from lstm_freeze import FreezeSchedule, param_groups, replace_lstm, select
 from lstm_freeze.callbacks import FreezeScheduler, FrozenWeightsCheck
 
-EPOCHS = 18
+EPOCHS = 15
 EPOCHS_A_PHASE = 3
 BATCH_SIZE = 16
 LEARNING_RATE = 0.01
@@ -56,7 +58,7 @@ class PeptideClassifier(pl.LightningModule):
         if not pretrained:
             self.encoder.reset_parameters()
         replace_lstm(self)
-        self.head = nn.Linear(4 * self.encoder.hidden_size, 1)
+        self.head = nn.Linear(2 * self.encoder.hidden_size, 1)
         self.layer_decay = layer_decay
         metrics = MetricCollection({"accuracy": BinaryAccuracy(), "auroc": BinaryAUROC()})
         self.val_metrics = metrics.clone(prefix="val_")
@@ -64,12 +66,8 @@ class PeptideClassifier(pl.LightningModule):
 
     def forward(self, peptides: PackedSequence) -> Tensor:
         """The logits (B,) of B packed peptides."""
-        output, _ = self.encoder(peptides)
-        states, lengths = pad_packed_sequence(output, batch_first=True)
-        padding = torch.arange(states.shape[1]) >= lengths[:, None]
-        mean = states.sum(1) / lengths[:, None]
-        highest = states.masked_fill(padding[..., None], -torch.inf).amax(1)
-        return self.head(torch.cat([mean, highest], dim=1)).squeeze(1)
+        _, (h_n, _) = self.encoder(peptides)
+        return self.head(torch.cat([h_n[-2], h_n[-1]], dim=1)).squeeze(1)
 
     def training_step(self, batch: tuple[PackedSequence, Tensor]) -> Tensor:
         """The loss of a batch."""
@@ -138,15 +136,20 @@ class Run:
 class Recorder(pl.Callback):
     """Writes into a `Run` what happens, and moves the progress bar on."""
 
-    def __init__(self, run: Run, advance: Callable[[], None]) -> None:
-        """Remember where to write."""
+    def __init__(self, run: Run, check: FrozenWeightsCheck, advance: Callable[[], None]) -> None:
+        """Remember where to read and to write."""
         self.run = run
+        self.check = check
         self.advance = advance
+        self.checks_before = 0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Record what trained in this epoch, and the validation metrics after it."""
         self.run.trainable.append(sum(p.numel() for p in module.parameters() if p.requires_grad))
         trains = {p for p in module.parameters() if p.requires_grad}
+        if len(trains) < len(list(module.parameters())):
+            self.run.checked += self.check.checks - self.checks_before
+        self.checks_before = self.check.checks
         self.run.parts.append(
             {name for name, path in PARTS.items() if trains & {*select(module, path).values()}}
         )
@@ -164,7 +167,7 @@ def train(method: Method, seed: int, data: Split, epochs: int, advance: Callable
     trainer = pl.Trainer(
         accelerator="cpu",  # the encoder is small: a GPU would be no faster
         max_epochs=epochs,
-        callbacks=[FreezeScheduler(method.schedule), check, Recorder(run, advance)],
+        callbacks=[FreezeScheduler(method.schedule), check, Recorder(run, check, advance)],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -183,21 +186,19 @@ def train(method: Method, seed: int, data: Split, epochs: int, advance: Callable
 
 def report(runs: dict[str, list[Run]]) -> Table:
     """The comparison as a table, a row for each method."""
-    table = Table(title="Accuracy and AUROC on the test peptides, in percent")
+    table = Table(title="Results on the test peptides, in percent", box=box.SIMPLE_HEAD)
     table.add_column("method")
-    for title in ("accuracy", "AUROC", "seconds\na run", "steps\nchecked", "of"):
+    for title in ("accuracy", "AUROC", "trainable\nfrom epoch", "steps\nchecked", "seconds\na run"):
         table.add_column(title, justify="right")
-    table.add_column("trainable\nfrom epoch", justify="right")
     for key, results in runs.items():
         first = results[0]
         table.add_row(
             METHODS[key].title,
             _spread([100 * run.test["accuracy"] for run in results]),
             _spread([100 * run.test["auroc"] for run in results]),
-            f"{statistics.mean(run.seconds for run in results):.1f}",
-            f"{sum(run.checked for run in results):,}",
-            f"{sum(run.steps for run in results):,}",
             "\n".join(f"{epoch}: {count:>6,}" for epoch, count in _changes(first.trainable)),
+            f"{sum(run.checked for run in results)} of {sum(run.steps for run in results)}",
+            f"{statistics.mean(run.seconds for run in results):.1f}",
         )
     return table
 
@@ -243,6 +244,8 @@ def _draw_curves(axes: Axes, runs: dict[str, list[Run]]) -> None:
         low, high = curves.amin(0), curves.amax(0)
         axes.fill_between(ends, low, high, color=method.color, alpha=0.15, linewidth=0)
         axes.plot(ends, curves.mean(0), method.line, color=method.color, lw=2, label=method.title)
+    axes.set_xlim(0, curves.shape[1])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epochs trained")
     axes.set_ylabel("validation accuracy, %")
     axes.grid(axis="y", color="#E4E4E4")
@@ -255,7 +258,7 @@ def _draw_curves(axes: Axes, runs: dict[str, list[Run]]) -> None:
 
 
 def _in_batches(peptides: Sequence[Peptide]) -> DataLoader:
-    chunks = [peptides[start : start + 100] for start in range(0, len(peptides), 100)]
+    chunks = [peptides[start : start + 500] for start in range(0, len(peptides), 500)]
     return DataLoader([collate(chunk) for chunk in chunks], batch_size=None)
 
 
@@ -267,6 +270,15 @@ def _changes(values: list[int]) -> list[tuple[int, int]]:
 def _spread(values: list[float]) -> str:
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
+def _quieten_lightning() -> None:
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # The data set is in memory and the batches are small: workers would only add start-up time.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    # Lightning 2.6 uses what torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -285,9 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--out", type=Path, default=Path("out"), help="folder for the figure (default: out)"
     )
     options = parser.parse_args(arguments)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    # The data set is in memory and the batches are small: workers would only add start-up time.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    _quieten_lightning()
+    torch.set_num_threads(1)  # the encoder is too small for more to help
 
     console = Console()
     data = split_peptides()
