@@ -1,0 +1,471 @@
+"""The prefix cache: the same results, never a stale one, in bounded memory."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+from lstm_freeze import BiLSTM, PrefixCache, freeze, unfreeze
+from lstm_freeze._packing import dense_rows, packed_rows
+from lstm_freeze._prefix_cache import _contents, seats_of
+
+F, H, L = 3, 5, 3
+
+
+def freeze_layers(lstm, layers):
+    if len(layers) == L:
+        freeze(lstm)  # that nothing is left to train is not worth a warning here
+    else:
+        freeze(lstm, layers=list(layers))
+
+
+def twins(frozen=(0, 1), **options):
+    """A BiLSTM with a cache and an equal one without."""
+    torch.manual_seed(0)
+    cached = BiLSTM(F, H, num_layers=L, **options)
+    freeze_layers(cached, frozen)
+    plain = copy.deepcopy(cached)
+    cached.prefix_cache = PrefixCache()
+    return cached, plain
+
+
+def packed(*lengths, seed=1, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    samples = [torch.randn(n, F, generator=generator).to(dtype) for n in lengths]
+    return pack_sequence(samples, enforce_sorted=False)
+
+
+def dense(batch=4, seed=1, dtype=torch.float32):
+    return torch.randn(6, batch, F, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def tensors(result):
+    output, (h, c) = result
+    return [output.data if isinstance(output, PackedSequence) else output, h, c]
+
+
+def assert_same(cached, plain, x, tolerance=1e-6):
+    for got, expected in zip(tensors(cached(x)), tensors(plain(x)), strict=True):
+        assert got.dtype == expected.dtype
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def counts(lstm):
+    stats = lstm.prefix_cache.stats()
+    return stats["hits"], stats["misses"]
+
+
+OPTIONS = [
+    {},
+    {"bidirectional": False},
+    {"proj_size": 2},
+    {"bias": False},
+    {"batch_first": True},
+    {"dtype": torch.float64},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("frozen", [(0,), (0, 1), (0, 1, 2)])
+@pytest.mark.parametrize(
+    "make", [dense, lambda **k: packed(7, 2, 5, 5, 1, **k)], ids=["dense", "packed"]
+)
+def test_results_are_those_without_a_cache(options, frozen, make):
+    cached, plain = twins(frozen, **options)
+    x = make(dtype=options.get("dtype", torch.float32))
+    for _ in range(3):
+        assert_same(cached, plain, x)
+    samples = (
+        len(x.batch_sizes) and int(x.batch_sizes[0])
+        if isinstance(x, PackedSequence)
+        else (x.shape[0 if options.get("batch_first") else 1])
+    )
+    assert counts(cached) == (2 * samples, samples)
+
+
+@pytest.mark.parametrize("make", [dense, lambda: packed(7, 2, 5)], ids=["dense", "packed"])
+def test_gradients_of_what_trains_are_those_without_a_cache(make):
+    cached, plain = twins()
+    for lstm in (cached, cached, plain):
+        lstm.zero_grad()
+        sum(t.square().sum() for t in tensors(lstm(make()))).backward()
+    for (name, p), q in zip(cached.named_parameters(), plain.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None) == ("_l2" not in name)
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-6)
+            assert p.grad.abs().sum() > 0
+
+
+def test_a_batch_computes_only_the_samples_that_miss():
+    cached, plain = twins()
+    generator = torch.Generator().manual_seed(3)
+    samples = [torch.randn(n, F, generator=generator) for n in (4, 9, 2, 6, 6)]
+    ran = []
+    original = BiLSTM._run_layer
+
+    def counting(self, rows, layer, *rest):
+        ran.append((layer, len(rows.data)))
+        return original(self, rows, layer, *rest)
+
+    cached(pack_sequence(samples[:3], enforce_sorted=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BiLSTM, "_run_layer", counting)
+        assert_same(cached, plain, pack_sequence(samples[1:], enforce_sorted=False))
+    # Two samples of 6 steps are new to the two frozen layers; the top layer runs over all.
+    assert ran[:3] == [(0, 12), (1, 12), (2, 23)]
+    assert counts(cached) == (2, 5)
+
+
+def test_a_dense_sample_is_its_whole_padded_column():
+    cached, plain = twins()
+    x = dense(4)
+    cached(x)
+    assert_same(cached, plain, x[:, [2, 0]])
+    assert counts(cached) == (2, 4)
+    assert_same(cached, plain, torch.cat([x, torch.zeros(1, 4, F)]))
+    assert counts(cached) == (2, 8)
+
+
+def test_more_frozen_layers_are_fed_from_a_shallower_level():
+    cached, plain = twins((0,))
+    x = packed(5, 3)
+    cached(x)
+    for lstm in (cached, plain):
+        freeze(lstm, layers=1)
+    ran: list[int] = []
+    original = BiLSTM._run_layer
+
+    def counting(self, rows, layer, *rest):
+        ran.append(layer)
+        return original(self, rows, layer, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BiLSTM, "_run_layer", counting)
+        cached(x)
+    assert ran == [1, 2]
+    assert_same(cached, plain, x)
+
+
+def test_keep_levels_serve_the_phases_that_unfreeze():
+    cached, plain = twins((0, 1, 2))
+    cached.prefix_cache = PrefixCache(keep_levels=[1])
+    x = packed(5, 3, 8)
+    cached(x)
+    for lstm in (cached, plain):
+        unfreeze(lstm, layers=[1, 2])
+    assert_same(cached, plain, x)
+    assert counts(cached) == (3, 3)
+
+
+def test_without_keep_levels_an_unfreeze_only_misses():
+    cached, plain = twins((0, 1, 2))
+    x = packed(5, 3, 8)
+    cached(x)
+    for lstm in (cached, plain):
+        unfreeze(lstm, layers=[1, 2])
+    assert_same(cached, plain, x)
+    assert counts(cached) == (0, 6)
+
+
+WRITES = {
+    "data write": lambda m: m.weight_ih_l0.data.mul_(2),
+    "one element": lambda m: m.bias_hh_l1_reverse.data[3:4].add_(1),
+    "swapped elements": lambda m: m.weight_hh_l0.data.copy_(m.weight_hh_l0.data.flip(0)),
+    "replaced": lambda m: setattr(
+        m, "weight_ih_l0", nn.Parameter(m.weight_ih_l0.detach() + 1, requires_grad=False)
+    ),
+    "loaded": lambda m: m.load_state_dict({k: v * 1.5 for k, v in m.state_dict().items()}),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_an_overwritten_weight_misses(write):
+    cached, plain = twins()
+    x = packed(5, 3, 8)
+    before = tensors(cached(x))[0].clone()
+    for lstm in (cached, plain):
+        write(lstm)
+    assert_same(cached, plain, x)
+    assert counts(cached) == (0, 6)
+    assert not torch.equal(before, tensors(plain(x))[0])
+
+
+STEPS = [
+    "freeze 0",
+    "freeze 0 1",
+    "freeze all",
+    "unfreeze 1 2",
+    "unfreeze all",
+    "train",
+    "load",
+    "write",
+    "double",
+    "float",
+    "eval",
+    "train mode",
+    "call",
+    "call",
+    "call",
+    "other input",
+]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(STEPS), min_size=4, max_size=14), st.booleans())
+def test_no_sequence_of_events_serves_a_stale_result(steps, use_packed):
+    cached, plain = twins((0, 1))
+    cached.prefix_cache = PrefixCache(max_bytes=6000, keep_levels=[1])
+    both = (cached, plain)
+    optimizers = [torch.optim.SGD(m.parameters(), 0.1, momentum=0.9) for m in both]
+    seed = 1
+    for step in steps:
+        for lstm, optimizer in zip(both, optimizers, strict=True):
+            dtype = lstm.weight_ih_l0.dtype
+            x = packed(4, 2, 6, seed=seed, dtype=dtype) if use_packed else dense(3, seed, dtype)
+            match step.split():
+                case ["freeze", "all"]:
+                    freeze(lstm)
+                case ["freeze", *layers]:
+                    freeze(lstm, layers=[int(i) for i in layers], only=True)
+                case ["unfreeze", "all"]:
+                    unfreeze(lstm)
+                case ["unfreeze", *layers]:
+                    unfreeze(lstm, layers=[int(i) for i in layers])
+                case ["train"] if any(p.requires_grad for p in lstm.parameters()):
+                    optimizer.zero_grad()
+                    tensors(lstm(x))[0].square().sum().backward()
+                    optimizer.step()
+                case ["load"]:
+                    lstm.load_state_dict({k: v * 0.5 for k, v in lstm.state_dict().items()})
+                case ["write"]:
+                    lstm.weight_hh_l0.data[0].neg_()
+                case ["double" | "float" as name]:
+                    getattr(lstm, name)()
+                case ["eval"]:
+                    lstm.eval()
+                case ["train", "mode"]:
+                    lstm.train()
+        seed += step == "other input"
+        dtype = cached.weight_ih_l0.dtype
+        x = packed(4, 2, 6, seed=seed, dtype=dtype) if use_packed else dense(3, seed, dtype)
+        # Parameters that trained on cached features agree to rounding, which training carries on.
+        assert_same(cached, plain, x, tolerance=2e-5)
+
+
+def test_memory_is_bounded_and_the_least_recently_used_leave_first():
+    cached, plain = twins()
+    one = 4 * (6 * 2 * H + 2 * (4 * H))  # output (6, 2H), h and c (4, H) of one sample
+    cached.prefix_cache = PrefixCache(max_bytes=3 * one)
+    x = dense(4)
+    cached(x[:, :3])
+    assert cached.prefix_cache.stats()["bytes"] == 3 * one
+    cached(x[:, :1])  # sample 0 is used; 1 is now the oldest
+    cached(x[:, 3:])
+    assert cached.prefix_cache.stats()["evictions"] == 1
+    hits, misses = counts(cached)
+    cached(x[:, [0, 2, 3]])
+    assert counts(cached) == (hits + 3, misses)
+    assert_same(cached, plain, x[:, 1:2])
+    assert counts(cached) == (hits + 3, misses + 1)
+    assert cached.prefix_cache.stats()["bytes"] == 3 * one
+
+
+def test_a_sample_larger_than_the_cache_is_not_kept():
+    cached, plain = twins()
+    cached.prefix_cache = PrefixCache(max_bytes=10)
+    assert_same(cached, plain, dense())
+    assert cached.prefix_cache.stats() == {"hits": 0, "misses": 4, "bytes": 0, "evictions": 0}
+
+
+def test_eviction_in_the_middle_of_a_call_harms_nothing():
+    cached, plain = twins()
+    x = dense(6)
+    one = 4 * (6 * 2 * H + 2 * (4 * H))
+    cached.prefix_cache = PrefixCache(max_bytes=2 * one)
+    cached(x[:, :2])
+    assert_same(cached, plain, x)
+
+
+def _hx():
+    return torch.zeros(2 * L, 4, H), torch.zeros(2 * L, 4, H)
+
+
+def _compiled(lstm, x):
+    torch._dynamo.reset()
+    return torch.compile(lstm, backend="eager")(x)
+
+
+BYPASSES = {
+    "hx given": lambda m, x: m(x, _hx()),
+    "input requires grad": lambda m, x: m(x.clone().requires_grad_()),
+    "compiled": _compiled,
+    "exported": lambda m, x: torch.export.export(m, (x,)).module()(x),
+    "functional": lambda m, x: torch.func.vjp(m, x)[0],
+    "meta": lambda m, x: m.to("meta")(x.to("meta")),
+}
+
+
+@pytest.mark.parametrize("call", BYPASSES.values(), ids=BYPASSES)
+def test_bypassed(call):
+    cached, _ = twins()
+    call(cached, dense())
+    assert counts(cached) == (0, 0)
+
+
+def test_nothing_is_kept_while_the_lowest_layer_trains():
+    cached, plain = twins((1, 2))
+    assert_same(cached, plain, dense())
+    assert counts(cached) == (0, 0)
+
+
+def test_random_dropout_bypasses_it_with_one_warning():
+    cached, plain = twins(dropout=0.5)
+    with pytest.warns(UserWarning, match=r'freeze\(\.\.\., dropout="off"\)'):
+        cached(dense())
+    cached(dense())
+    assert counts(cached) == (0, 0)
+    for lstm in (cached.eval(), plain.eval()):
+        lstm(dense())
+    assert_same(cached, plain, dense())
+    assert counts(cached) == (4, 4)
+
+
+def test_dropout_off_lets_it_serve_in_training():
+    torch.manual_seed(0)
+    lstm = BiLSTM(F, H, num_layers=L, dropout=0.5)
+    freeze(lstm, layers=[0, 1], dropout="off")
+    lstm.prefix_cache = PrefixCache()
+    first, second = lstm(dense())[0], lstm(dense())[0]
+    assert counts(lstm) == (4, 4)
+    assert not torch.equal(first, second)  # the dropout above the prefix is still random
+
+
+def test_a_trainable_embedding_below_misses_when_it_moves():
+    torch.manual_seed(0)
+    embedding, (cached, plain) = nn.Embedding(9, F), twins()
+    tokens = torch.randint(9, (6, 4))
+    with torch.no_grad():
+        cached(embedding(tokens))
+        embedding.weight[tokens[0, 0]] += 1
+        hit_or_missed = embedding(tokens)
+        assert_same(cached, plain, hit_or_missed)
+    changed = int((tokens == tokens[0, 0]).any(0).sum())
+    assert counts(cached) == (4 - changed, 4 + changed)
+
+
+def test_what_inference_mode_kept_can_be_trained_on():
+    cached, plain = twins()
+    with torch.inference_mode():
+        cached(dense())
+    for lstm in (cached, plain):
+        lstm(dense())[0].square().sum().backward()
+    assert counts(cached) == (4, 4)
+    torch.testing.assert_close(cached.weight_ih_l2.grad, plain.weight_ih_l2.grad)
+
+
+@pytest.mark.parametrize("make", [dense, lambda: packed(5, 3)], ids=["dense", "packed"])
+def test_autocast_and_full_precision_are_kept_apart(make):
+    cached, plain = twins()
+    for _ in range(2):
+        assert_same(cached, plain, make())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_same(cached, plain, make(), tolerance=1e-2)
+    samples = counts(cached)[0] // 2
+    assert counts(cached) == (2 * samples, 2 * samples)
+
+
+def test_bfloat16():
+    cached, plain = (m.bfloat16() for m in twins())
+    for _ in range(2):
+        assert_same(cached, plain, dense(dtype=torch.bfloat16), tolerance=1e-2)
+    assert counts(cached) == (4, 4)
+
+
+def test_writing_into_a_result_does_not_reach_the_cache():
+    cached, plain = twins((0, 1, 2))
+    for _ in range(3):
+        output, (h, c) = cached(dense(1))
+        for tensor in (output, h, c):
+            tensor.zero_()
+    assert_same(cached, plain, dense(1))
+
+
+def test_copies_and_pickles_begin_empty_with_the_same_settings():
+    cached, plain = twins()
+    cached.prefix_cache = PrefixCache(max_bytes=12345, keep_levels=(1,))
+    cached(dense())
+    for twin in (copy.deepcopy(cached), pickle.loads(pickle.dumps(cached))):
+        assert repr(twin.prefix_cache) == "PrefixCache(max_bytes=12345, keep_levels=(1,))"
+        assert twin.prefix_cache.stats()["bytes"] == 0
+        assert_same(twin, plain, dense())
+    assert list(cached.state_dict()) == list(plain.state_dict())
+
+
+def test_clear_and_none():
+    cached, plain = twins()
+    cached(dense())
+    cached.prefix_cache.clear()
+    assert cached.prefix_cache.stats() == dict.fromkeys(("hits", "misses", "bytes", "evictions"), 0)
+    cached.prefix_cache = None
+    assert all(map(torch.equal, tensors(cached(dense())), tensors(plain(dense()))))
+
+
+CHANGES = {
+    "transposed": lambda x: x.transpose(0, 2),
+    "rows swapped": lambda x: x.flip(0),
+    "columns swapped": lambda x: x.flip(2),
+    "two signs flipped": lambda x: x * torch.tensor([-1.0, -1.0, 1.0, 1.0]),
+    "negative zero": lambda x: torch.where(x == x.flatten()[0], -0.0, x),
+    "last bit": lambda x: torch.nextafter(x, torch.full_like(x, torch.inf)),
+}
+
+
+@pytest.mark.parametrize("kind", ["random", "one-hot"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_key_tells_inputs_apart(kind, change):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 1, 4, generator=generator)
+    if kind == "one-hot":
+        x = torch.zeros(4, 1, 4)
+        x[0, 0, 1] = x[1, 0, 3] = x[2, 0, 1] = x[3, 0, 0] = 1.0
+    other = change(x)
+    assert not torch.equal(x.view(torch.int32), other.contiguous().view(torch.int32))
+    both = dense_rows(torch.cat([x, other], 1), False)
+    first, second = _contents(both, seats_of(both))
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+
+
+def test_no_two_one_hot_sequences_share_a_key():
+    letters = torch.cartesian_prod(*[torch.arange(4)] * 5)  # all 1,024 words of 5 letters of 4
+    words = nn.functional.one_hot(letters, 4).float().transpose(0, 1)
+    rows = dense_rows(words, False)
+    keys = _contents(rows, seats_of(rows))
+    assert len({a for a, _ in keys}) == len({b for _, b in keys}) == 1024
+
+
+def test_a_sample_has_one_key_wherever_it_stands():
+    x = packed(6, 4, 2)
+    rows = packed_rows(x, True)
+    alone = pack_sequence([torch.nn.utils.rnn.unpack_sequence(x)[1]])
+    single = packed_rows(alone, True)
+    assert _contents(rows, seats_of(rows))[1] == _contents(single, seats_of(single))[0]
+
+
+ERRORS = [
+    ({"max_bytes": -1}, ValueError, "`max_bytes` must be at least 0, got -1"),
+    ({"max_bytes": 1.5}, TypeError, "`max_bytes` must be of integers, got 1.5"),
+    ({"keep_levels": [0]}, ValueError, "`keep_levels` must be at least 1, got 0"),
+    ({"keep_levels": ["1"]}, TypeError, "`keep_levels` must be of integers, got '1'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), ERRORS)
+def test_wrong_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        PrefixCache(**arguments)
