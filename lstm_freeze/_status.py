@@ -1,13 +1,9 @@
-"""status: what trains and what is frozen, as tables for terminals and notebooks."""
+"""status: what trains and what is frozen now, read from the live state."""
 
 from __future__ import annotations
 
-import html
 import itertools
-import re
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -17,106 +13,8 @@ from ._holding import decider_of, hold_of, is_normalization
 from ._layout import base_name, place_of
 from ._optimizers import as_optimizers
 from ._parts import Tree, numel
-
-_WIDTH = 80
-_FOLD_ABOVE = 40  # rows; a longer table shows neighbours that differ only in a number as one line
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a status: an RNN layer's direction, another part of a model, or a parameter.
-
-    Attributes:
-        name: A target that names it (`encoder.lstm[0].forward`, `head`, `head.weight`).
-        state: `"trainable"`, `"frozen"` or `"mixed"`.
-        trainable: Number of trainable elements.
-        total: Number of elements.
-        ties: Other names of its parameters.
-        stale: Names of its parameters that are frozen and still have a gradient.
-        groups: The optimizer groups that hold its parameters: an index, with the name if it has
-            one; with several optimizers, `optimizer:group`.
-        lrs: The learning rates of these groups, each once.
-        notes: What a reader should know about it.
-    """
-
-    name: str
-    state: str
-    trainable: int
-    total: int
-    ties: tuple[str, ...] = ()
-    stale: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-    lrs: tuple[float, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Status:
-    """The state of a module; prints as an aligned table, in a notebook as HTML.
-
-    Attributes:
-        rows: One row a part or parameter, input side first.
-        trainable: Number of trainable elements, tied ones counted once.
-        total: Number of elements, tied ones counted once.
-        notes: What a reader should know about the whole.
-        by: `"layer"` or `"parameter"`.
-        with_optimizer: Whether groups and learning rates were asked for.
-    """
-
-    rows: tuple[Row, ...]
-    trainable: int
-    total: int
-    notes: tuple[str, ...] = ()
-    by: str = "layer"
-    with_optimizer: bool = False
-
-    def __str__(self) -> str:
-        head, *lines = self._cells(_folded(self.rows))
-        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-        text = [_aligned(head, widths), "-" * (sum(widths) + 2 * len(widths) - 2)]
-        for row, cells in zip(_folded(self.rows), lines, strict=True):
-            text.append(_aligned(cells, widths))
-            text += [_wrapped(f"  ! {note}", "    ") for note in row.notes]
-        text += [_wrapped(f"note: {note}", "      ") for note in self.notes]
-        return "\n".join([*text, self._summary])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        # Colours are the notebook's own, so that it reads on light and on dark.
-        head, *lines = self._cells(_folded(self.rows))
-        text = ["<table>", _html_row("th", head)]
-        for row, cells in zip(_folded(self.rows), lines, strict=True):
-            text.append(_html_row("td", cells, bold=row.state != "frozen"))
-            text += [
-                f'<tr><td colspan="{len(head)}" style="text-align:left;padding-left:2em">'
-                f"<em>{html.escape(note)}</em></td></tr>"
-                for note in row.notes
-            ]
-        text.append("</table>")
-        text += [f"<div><em>note: {html.escape(note)}</em></div>" for note in self.notes]
-        return "\n".join([*text, f"<div>{html.escape(self._summary)}</div>"])
-
-    @property
-    def _summary(self) -> str:
-        percent = 100 * self.trainable / self.total if self.total else 0.0
-        return (
-            f"trainable params: {self.trainable:,} || all params: {self.total:,} || "
-            f"trainable%: {percent:.4f}"
-        )
-
-    def _cells(self, rows: Sequence[Row]) -> list[list[str]]:
-        """The heading and the rows, as text; numbers of one column are padded to align."""
-        all_in_rnn = rows and all(row.name.startswith("[") for row in rows)
-        subject = "[layer].direction" if all_in_rnn else self.by.replace("layer", "part")
-        table = [[subject, "state", "trainable/all params"]]
-        wide = max((len(f"{row.total:,}") for row in rows), default=0)
-        table += [[r.name, r.state, f"{r.trainable:,} / {r.total:>{wide},}"] for r in rows]
-        if self.with_optimizer:
-            table[0] += ["group", "lr"]
-            for row, cells in zip(rows, table[1:], strict=True):
-                cells += [_groups_cell(row), ", ".join(f"{lr:.4g}" for lr in row.lrs) or "-"]
-        return table
+from ._table import Row
+from ._table import Status as Status
 
 
 def status(module: nn.Module, optimizer: Any = None, by: str = "layer") -> Status:
@@ -309,61 +207,3 @@ def _short(names: Iterable[str], part: str) -> str:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return ", ".join(names[:6]) + more
-
-
-def _folded(rows: Sequence[Row]) -> list[Row]:
-    """The rows to print: of a long table, neighbours that differ only in numbers become one."""
-    if len(rows) <= _FOLD_ABOVE:
-        return list(rows)
-    runs = itertools.groupby(rows, lambda r: (re.sub(r"\d+", "#", r.name), r.state, r.notes))
-    return [_joined(list(run)) for _, run in runs]
-
-
-def _joined(run: Sequence[Row]) -> Row:
-    if len(run) == 1:
-        return run[0]
-    labels = list(dict.fromkeys(g.split()[0] for row in run for g in row.groups))
-    lrs = [lr for row in run for lr in row.lrs]
-    return Row(
-        f"{run[0].name} ... {run[-1].name} ({len(run)} rows)",
-        run[0].state,
-        trainable=sum(row.trainable for row in run),
-        total=sum(row.total for row in run),
-        groups=tuple([labels[0], "...", labels[-1]] if len(labels) > 2 else labels),
-        lrs=tuple(dict.fromkeys((min(lrs), max(lrs)) if lrs else ())),
-        notes=run[0].notes,
-    )
-
-
-def _groups_cell(row: Row) -> str:
-    """Indices of the groups, with the names that tell more than the row's own."""
-    shown = []
-    for label in row.groups:
-        index, _, name = label.partition(" ")
-        shown.append(index if name.startswith(row.name) else label)
-    return ", ".join(shown) or "-"
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    # The third column holds numbers, the others words.
-    pairs = enumerate(zip(cells, widths, strict=True))
-    return "  ".join(c.rjust(w) if i == 2 else c.ljust(w) for i, (c, w) in pairs).rstrip()
-
-
-def _wrapped(text: str, indent: str) -> str:
-    return textwrap.fill(
-        text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _html_row(tag: str, cells: Sequence[str], bold: bool = False) -> str:
-    weight = ";font-weight:bold" if bold else ""
-    aligned = (f"text-align:{'right' if i == 2 else 'left'}{weight}" for i in range(len(cells)))
-    return (
-        "<tr>"
-        + "".join(
-            f'<{tag} style="{style}">{html.escape(cell)}</{tag}>'
-            for style, cell in zip(aligned, cells, strict=True)
-        )
-        + "</tr>"
-    )
