@@ -100,7 +100,7 @@ class ResolvedSchedule:
             scaled: Whether gradients are scaled (16-bit AMP), which needs something trainable in
                 each optimizer in each phase.
         """
-        optimizers = as_optimizers(optimizers) if optimizers else ()
+        optimizers = _each(optimizers)
         return list(
             dict.fromkeys(
                 [
@@ -123,7 +123,7 @@ class ResolvedSchedule:
 
     def enter(self, index: int, optimizers: Any = None) -> Freeze | None:
         """Bring the module and its optimizers into a phase; None if they were in it already."""
-        optimizers = as_optimizers(optimizers) if optimizers else ()
+        optimizers = _each(optimizers)
         phase = self.phases[index]
         handle = None
         if self._entered != index or not self._holds(phase):
@@ -137,7 +137,7 @@ class ResolvedSchedule:
     def freeze(self, index: int, optimizers: Any = None) -> Freeze:
         """Freeze and unfreeze for a phase, whatever the state is."""
         phase = self.phases[index]
-        optimizers = as_optimizers(optimizers) if optimizers else None
+        optimizers = _each(optimizers) or None
         handle = set_trainable(
             self._module,
             self._tree,
@@ -152,12 +152,12 @@ class ResolvedSchedule:
     def anneal(self, optimizers: Any, epoch: float) -> None:
         """Set the rates of progressive freezing at an epoch, which may be a fraction of one."""
         if self.schedule.annealing is not None:
-            _rates.anneal(as_optimizers(optimizers), self.schedule.annealing, self._group_of, epoch)
+            _rates.anneal(_each(optimizers), self.schedule.annealing, self._group_of, epoch)
 
     def rates(self, optimizers: Any, prefix: str = "") -> dict[str, float]:
         """The present learning rate of every param group, by its name or its number."""
         found: dict[str, float] = {}
-        for optimizer_index, optimizer in enumerate(as_optimizers(optimizers)):
+        for optimizer_index, optimizer in enumerate(_each(optimizers)):
             for index, group in enumerate(optimizer.param_groups):
                 name = str(group.get("name", index))
                 if f"{prefix}{name}" in found:
@@ -315,3 +315,8 @@ def _caught(check: Callable[[], None]) -> Iterator[str]:
         check()
     except ValueError as error:
         yield str(error)
+
+
+def _each(optimizers: Any) -> tuple[Optimizer, ...]:
+    """One, several or no optimizers as a tuple."""
+    return as_optimizers(optimizers) if optimizers else ()

@@ -146,6 +146,7 @@ def plot(resolved: ResolvedSchedule, length: int, ax: Axes | None = None) -> Axe
     ax.set_ylim(-0.6, count - 0.4)
     ax.set_xlim(0, length)
     ax.set_xlabel(line.unit)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     _label_phases(ax, line)
     _legend(ax, line, looks)
     return ax
