@@ -1,0 +1,111 @@
+"""What is measured: shapes, what trains, and the times that are aimed at. Plain data and inputs.
+
+Shapes: B batch, T time, I input size, H hidden size, L layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from lstm_freeze import BiLSTM, freeze
+
+
+class Shape(NamedTuple):
+    """The sizes of one bidirectional LSTM and its input."""
+
+    B: int
+    T: int
+    I: int  # noqa: E741
+    H: int
+    L: int
+
+
+SHAPES = (
+    Shape(16, 200, 64, 64, 2),
+    Shape(32, 64, 128, 128, 2),
+    Shape(64, 40, 300, 300, 1),
+    Shape(32, 128, 256, 256, 2),
+    Shape(8, 512, 256, 512, 2),
+    Shape(64, 100, 400, 512, 3),
+)
+QUICK_SHAPES = (Shape(4, 12, 8, 16, 2), Shape(3, 8, 8, 8, 1))
+FORMS = ("dense", "packed")
+
+# What is frozen, as arguments of `freeze`; None: nothing is.
+TRAINING: dict[str, dict[str, Any] | None] = {
+    "everything trainable": None,
+    "lower layers frozen": {"layers": slice(0, -1)},
+    "upper layers frozen": {"layers": slice(1, None)},
+    "one direction frozen": {"directions": "reverse"},
+    "biases only": {"kinds": "weight"},
+}
+FORWARD = "forward only"
+CASES = (FORWARD, *TRAINING)
+
+
+class Target(NamedTuple):
+    """The geometric mean over the shapes to reach, and the least for any one shape."""
+
+    mean: float
+    each: float = 0.0
+
+
+TARGETS = {
+    ("packed", "everything trainable"): Target(4.0),
+    ("packed", "lower layers frozen"): Target(3.5),
+    ("packed", FORWARD): Target(1.2),
+    ("dense", "everything trainable"): Target(1.1, each=0.85),
+    ("dense", FORWARD): Target(0.95),
+    ("dense", "lower layers frozen"): Target(1.25),
+    ("dense", "upper layers frozen"): Target(1.25),
+    ("dense", "one direction frozen"): Target(1.2),
+    ("dense", "biases only"): Target(1.2),
+}
+FLOOR_TARGET = 1.5
+FLOOR_CASE = "everything trainable"
+FLOOR_LEAST_HIDDEN = 256
+
+
+def applies(case: str, shape: Shape) -> bool:
+    """Whether a case differs from the others at a shape: one layer is both lowest and highest."""
+    return shape.L > 1 or "layers" not in (TRAINING.get(case) or {})
+
+
+def twins(shape: Shape, case: str, device: str = "cpu", seed: int = 0) -> tuple[nn.LSTM, BiLSTM]:
+    """An nn.LSTM and a BiLSTM with equal weights of their own, frozen alike."""
+    torch.manual_seed(seed)
+    sizes = (shape.I, shape.H, shape.L)
+    lstm = nn.LSTM(*sizes, bidirectional=True, device=device)
+    bilstm = BiLSTM(*sizes, device=device)
+    bilstm.load_state_dict(lstm.state_dict())
+    for module in (lstm, bilstm):
+        module.train(case != FORWARD)
+        if frozen := TRAINING.get(case):
+            freeze(module, **frozen)
+    return lstm, bilstm
+
+
+def lengths_of(shape: Shape) -> list[int]:
+    """Lengths from T/4 to T, the longest first and of length T; about 0.65 of the tokens."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randint(max(1, shape.T // 4), shape.T + 1, (shape.B,), generator=generator)
+    drawn[0] = shape.T
+    return sorted(drawn.tolist(), reverse=True)
+
+
+def batch_sizes_of(shape: Shape, form: str) -> list[int]:
+    """How many sequences run at each step."""
+    if form == "dense":
+        return [shape.B] * shape.T
+    return [sum(length > t for length in lengths_of(shape)) for t in range(shape.T)]
+
+
+def input_of(shape: Shape, form: str, device: str = "cpu") -> Tensor | PackedSequence:
+    """Random numbers, (T, B, I); packed with `lengths_of`."""
+    generator = torch.Generator().manual_seed(2)
+    data = torch.randn(shape.T, shape.B, shape.I, generator=generator).to(device)
+    return data if form == "dense" else pack_padded_sequence(data, torch.tensor(lengths_of(shape)))

@@ -1,0 +1,70 @@
+"""What the rows of `speed.py` come to: means, targets met or not, and results that differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from cases import CASES, FLOOR_CASE, FLOOR_LEAST_HIDDEN, FLOOR_TARGET, FORMS, TARGETS
+
+Row = dict[str, Any]
+
+
+class Verdict(NamedTuple):
+    """One line of the table of targets."""
+
+    case: str
+    value: float
+    least: float
+    most: float
+    shapes: int
+    target: str
+    met: bool | None
+
+    @property
+    def word(self) -> str:
+        """In words; nothing where no target is set."""
+        return {True: "met", False: "not met", None: ""}[self.met]
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The n-th root of the product."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """How many times faster than nn.LSTM in each form and case, and the ratio to the floor."""
+    found = []
+    for form in FORMS:
+        for case in CASES:
+            ratios = [r["ratio"] for r in rows if (r["form"], r["case"]) == (form, case)]
+            if ratios:
+                found.append(_against_target(form, case, ratios))
+    for form in FORMS:
+        over = [r["over_floor"] for r in rows if r["form"] == form and _has_floor_target(r)]
+        if over:
+            met = max(over) <= FLOOR_TARGET
+            name = f"{form}, training, H >= {FLOOR_LEAST_HIDDEN}: time / GEMM floor"
+            extremes = (min(over), max(over), len(over))
+            target = f"each <= {FLOOR_TARGET}"
+            found.append(Verdict(name, geometric_mean(over), *extremes, target, met))
+    return found
+
+
+def different(rows: Iterable[Row]) -> list[Row]:
+    """The rows whose two sides did not give the same results."""
+    return [row for row in rows if not row["equal"]]
+
+
+def _has_floor_target(row: Row) -> bool:
+    return row["case"] == FLOOR_CASE and row["shape"][3] >= FLOOR_LEAST_HIDDEN
+
+
+def _against_target(form: str, case: str, ratios: Sequence[float]) -> Verdict:
+    mean, extremes = geometric_mean(ratios), (min(ratios), max(ratios), len(ratios))
+    if (target := TARGETS.get((form, case))) is None:
+        return Verdict(f"{form}, {case}", mean, *extremes, "", None)
+    words = f">= {target.mean}" + (f", each >= {target.each}" if target.each else "")
+    met = mean >= target.mean and min(ratios) >= target.each
+    return Verdict(f"{form}, {case}", mean, *extremes, words, met)
