@@ -1,7 +1,9 @@
 """The wheel a user installs: what it holds, and that it works away from the repository."""
 
+import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -13,6 +15,8 @@ SMOKE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+# An editable install's finder would fill in what the wheel lacks.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
 
 import torch
 import lstm_freeze
@@ -32,6 +36,10 @@ def run(*command, cwd):
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def is_extension(name):
+    return name.endswith((".so", ".pyd"))
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +64,14 @@ def test_wheel_holds_both_packages_and_nothing_else(wheel):
 @pytest.mark.slow
 @pytest.mark.xdist_group("packaging")
 def test_wheel_holds_every_file_of_the_folders(wheel):
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    names = zipfile.ZipFile(wheel).namelist()
+    packed = {name for name in names if ".dist-info/" not in name and not is_extension(name)}
     folders = {"lstm_freeze": "lstm_freeze", "callbacks": "lstm_freeze/callbacks"}
     expected = {
         f"{target}/{path.name}"
         for folder, target in folders.items()
         for path in (ROOT / folder).iterdir()
-        if path.is_file() and path.suffix not in {".pyc", ".so"}
+        if path.is_file() and path.suffix not in {".pyc", ".so", ".pyd"}
     }
     assert packed == expected
 
@@ -74,3 +83,30 @@ def test_installed_wheel_works_away_from_the_repository(wheel, tmp_path):
     pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(target))
     run(*pip, str(wheel), cwd=tmp_path)
     run(sys.executable, "-c", SMOKE, str(target), cwd=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("packaging")
+def test_wheel_holds_the_native_step_where_it_can_be_compiled(wheel):
+    compiler = (sysconfig.get_config_var("CC") or "cl").split()[0]
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    extensions = [name for name in zipfile.ZipFile(wheel).namelist() if is_extension(name)]
+    if shutil.which(compiler) and headers.exists():
+        (extension,) = extensions
+        assert extension.startswith("lstm_freeze/_gates.")
+    else:
+        assert not extensions
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("packaging")
+def test_without_a_compiler_the_package_installs_and_works(wheel, tmp_path, monkeypatch):
+    (sdist,) = wheel.parent.glob("*.tar.gz")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    target = tmp_path / "site"
+    pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(target))
+    run(*pip, str(sdist), cwd=tmp_path)
+    assert not list((target / "lstm_freeze").glob("_gates.*so"))
+    report = "from lstm_freeze import _native; print(_native.in_use())"
+    answer = run(sys.executable, "-c", SMOKE + report, str(target), cwd=tmp_path)
+    assert answer == "torch (the extension lstm_freeze._gates is not built)\n"
