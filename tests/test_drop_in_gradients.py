@@ -247,20 +247,17 @@ def small(case: Case):
     return as_function(bilstm, type(call)(leaves, call.form))
 
 
+@pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
 @pytest.mark.parametrize("case", SMALL)
-def test_gradcheck(case: Case):
-    assert torch.autograd.gradcheck(*small(case))
-
-
-@pytest.mark.parametrize("case", SMALL)
-def test_gradgradcheck_of_random_directions(case: Case):
-    assert torch.autograd.gradgradcheck(*small(case), fast_mode=True)
+def test_gradcheck_of_random_directions(case: Case, check):
+    assert check(*small(case), fast_mode=True)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
 @pytest.mark.parametrize("case", SMALL)
-def test_gradgradcheck_of_every_element(case: Case):
-    assert torch.autograd.gradgradcheck(*small(case))
+def test_gradcheck_of_every_element(case: Case, check):
+    assert check(*small(case))
 
 
 # --- frozen parts
@@ -277,18 +274,18 @@ def subsets(values):
 
 def assert_frozen_subset(bilstm, call, frozen, forward, backward):
     """With these frozen: no gradient for them, every other bit as it was."""
-    for name, parameter in bilstm.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    assert_same_bits(results(bilstm(*call.args)), forward)
-    found = gradients(bilstm, call)
-    assert_same_bits(found, {name: g for name, g in backward.items() if name not in frozen})
-    weighted_sum(results(bilstm(*call.args))).backward()
-    for name, parameter in bilstm.named_parameters():
-        assert (parameter.grad is None) == (name in frozen), name
-        parameter.grad = None
+    tensors = {**dict(bilstm.named_parameters()), **call.leaves}
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(name not in frozen)
+        tensor.grad = None
+    returned = results(bilstm(*call.args))
+    assert_same_bits(returned, forward)
+    weighted_sum(returned).backward()
+    expected = {name: None if name in frozen else backward[name] for name in tensors}
+    assert_same_bits({name: tensor.grad for name, tensor in tensors.items()}, expected)
 
 
-@pytest.mark.parametrize("form", ["dense", "packed_unsorted"])
+@pytest.mark.parametrize("form", ["dense", pytest.param("packed_unsorted", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("directions", subsets(DIRECTIONS), ids=str)
 @pytest.mark.parametrize("layers", subsets(LAYERS), ids=str)
 def test_every_frozen_subset_by_layer_direction_and_kind(layers, directions, form: str):
@@ -451,7 +448,7 @@ def resident_peak() -> int:
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_memory_is_flat_over_iterations(backward: bool):
-    time, batch, hidden = 32, 64, 64
+    time, batch, hidden = 32, 64, 32
     _, bilstm = pair(hidden, hidden, bidirectional=True)
     x = torch.randn(time, batch, hidden, requires_grad=True)
 
@@ -466,8 +463,8 @@ def test_memory_is_flat_over_iterations(backward: bool):
     gc.disable()
     try:
         before = resident_peak()
-        iterate(60)  # one iteration's output alone is 1 MiB, what it saves several
-        assert resident_peak() - before < 32 * 2**20
+        iterate(50)  # one iteration's output is half a MiB, what it saves three
+        assert resident_peak() - before < 8 * 2**20
     finally:
         gc.enable()
 
@@ -504,7 +501,7 @@ def test_saved_tensors_hooks_see_and_restore_everything():
 
 def test_long_sequences_do_not_exhaust_the_stack():
     lstm, bilstm = pair(2, 3, dtype=torch.float64)
-    x = torch.randn(3000, 1, 2, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2000, 1, 2, dtype=torch.float64, requires_grad=True)
     found = []
     for module in (lstm, bilstm):
         output, _ = module(x)
