@@ -56,7 +56,7 @@ class FrozenGuard:
             changes that cancel (see `_bits.py` for the odds).
 
     Attributes:
-        step: Optimizer steps since `attach`.
+        step: Optimizer steps since `attach`; may be set, to count on from elsewhere.
         checks: How often everything was compared and found unchanged.
 
     Raises:
@@ -88,7 +88,7 @@ class FrozenGuard:
         self._module = module
         self._mode = mode
         self._every_n_steps = 1
-        self._verified = 0
+        self._unseen_steps = 0
         self._hooks: dict[Optimizer, RemovableHandle] = {}
         self.remember()
         listeners.add(self)
@@ -98,7 +98,7 @@ class FrozenGuard:
         tree = Tree(self._module)
         self._held: dict[tuple[int, str], Held] = {}
         self._hold(tree, [p for p in tree.distinct().values() if not p.requires_grad])
-        self._verified = self.step
+        self._unseen_steps = 0
 
     def check(self, *, step: int | None = None) -> None:
         """Compare everything frozen with what is remembered.
@@ -115,7 +115,7 @@ class FrozenGuard:
         if replaced or changed:
             raise self._error(replaced, changed, step)
         self.checks += 1
-        self._verified = self.step
+        self._unseen_steps = 0
 
     def attach(self, optimizer: Any, every_n_steps: int = 1) -> FrozenGuard:
         """Check after each `every_n_steps`-th step of an optimizer, in any training loop.
@@ -153,7 +153,7 @@ class FrozenGuard:
         if not (optimizers := as_optimizers(optimizer)):
             raise ValueError(f"`optimizer` must be at least one optimizer, got {optimizer!r}")
         self._every_n_steps = every_n_steps
-        self.step = self._verified = 0
+        self.step = self._unseen_steps = 0
         for one in optimizers:
             if one not in self._hooks:
                 self._hooks[one] = one.register_step_post_hook(self._after_step)
@@ -175,7 +175,7 @@ class FrozenGuard:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if exc is None and self._hooks and self.step > self._verified:
+            if exc is None and self._hooks and self._unseen_steps:
                 self.check()
         finally:
             self.detach()
@@ -272,7 +272,7 @@ class FrozenGuard:
             by_cause.setdefault(likely_cause(evidence), []).append(change)
         when = "" if step is None else f", seen after step {step}"
         if self._hooks and step == self.step:
-            when += f" (unchanged up to step {self._verified})"
+            when += f" (unchanged up to step {self.step - self._unseen_steps})"
         noun = "tensor" if len(changes) == 1 else "tensors"
         lines = [f"{len(changes)} frozen {noun} changed{when}"]
         for cause, members in by_cause.items():
@@ -316,5 +316,6 @@ class FrozenGuard:
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self.step += 1
+        self._unseen_steps += 1
         if self.step % self._every_n_steps == 0:
             self.check()

@@ -450,6 +450,20 @@ def test_steps_count_from_attach_and_checks_come_every_n():
     assert guard.step == 1
 
 
+def test_the_count_can_go_on_from_elsewhere():
+    model = lstm()
+    freeze(model, kinds="bias")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = FrozenGuard(model).attach(optimizer, every_n_steps=10)
+    guard.step = 107
+    train(model, optimizer)
+    model.bias_hh_l0.data += 1
+    with pytest.raises(
+        FrozenWeightsChanged, match=r"seen after step 110 \(unchanged up to step 107\)"
+    ):
+        train(model, optimizer, steps=5)
+
+
 def test_a_given_step_is_named_and_without_optimizer_none():
     model = lstm()
     freeze(model)
