@@ -69,7 +69,7 @@ def equations(
     for d, w in enumerate(directions):
         x = flipped(data, reverse) if d else data
         projected = torch.nn.functional.linear(x, w.weight_ih, w.bias_ih)
-        steps = projected.unbind(0) if batch_sizes is None else projected.split(sizes)
+        steps = projected.unbind(0) if batch_sizes is None else torch.split(projected, sizes)
         real_hidden = w.weight_hh.shape[1]
         h = data.new_zeros(sizes[0], real_hidden) if h0 is None else h0[d]
         c = data.new_zeros(sizes[0], w.weight_hh.shape[0] // 4) if c0 is None else c0[d]
@@ -118,7 +118,7 @@ def _cell_step(
 def _gate_views(gates: Tensor) -> tuple[Tensor, ...]:
     """Views of gates (..., 4H): input and forget together, then each of the four."""
     hidden = gates.shape[-1] // 4
-    return (gates[..., : 2 * hidden], *gates.split(hidden, -1))
+    return (gates[..., : 2 * hidden], *torch.split(gates, hidden, -1))
 
 
 def _blocks(data: Tensor, batch: int, batch_sizes: Tensor | None, row_size: int) -> list[list[Run]]:
@@ -312,8 +312,10 @@ def _sides_of(grad: Tensor | None, reverse: Tensor | None, active: range, out: T
 def _factors(
     gates: Tensor, cells: Tensor, before: Tensor, dgates: Tensor, first: int, last: int
 ) -> Tensor:
-    """Derivatives of rows [first, last) that need no gradient yet: in `dgates` those of the gates
-    (for i, f, g by the cell's gradient, for o by the hidden's), returned that of c by h.
+    """The factors of the gradients of rows [first, last) that are known without any gradient.
+
+    Those of the pre-activations are written to `dgates` (of i, f, g for the cell's gradient, of o
+    for the hidden state's); returned is that of the cell for the hidden state's gradient.
     """
     _, i, f, g, o = _gate_views(gates[:, first:last])
     _, di, df, dg, do = _gate_views(dgates[:, first:last])
@@ -466,10 +468,11 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _layer_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    inputs, state = ctx.saved_tensors[:15], ctx.saved_tensors[15:]
+    saved = ctx.saved_tensors  # once: under activation checkpointing a second read is an error
+    inputs, state = saved[:15], saved[15:]
     needs = ctx.needs_input_grad
     flags = [bool(needs[k]) for k in (0, *range(3, 15))]
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or _transformed() or any(map(_is_batched, grads)):
         found = _differentiable_gradients(grads[:3], inputs, flags)
     else:
         found = _layer_backward(*grads[:3], *inputs, *state, flags)
@@ -477,22 +480,31 @@ def _layer_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     return data, None, None, *rest, None
 
 
+def _is_batched(grad: Tensor | None) -> bool:
+    """Whether `torch.autograd.grad(..., is_grads_batched=True)` is at work."""
+    return grad is not None and bool(torch._C._functorch.is_legacy_batchedtensor(grad))
+
+
 def _differentiable_gradients(
     grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], flags: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients as functions of inputs and `grads` that can be differentiated again."""
-    # Aliases: a weight that stands in two places must get each place's own gradient.
+    """The gradients as functions of inputs and `grads` that can be differentiated or batched."""
+    again = torch.is_grad_enabled()
     data, sizes, reverse, *rest = inputs
-    places = [None if x is None else x.view_as(x) for x in (data, *rest)]
-    outputs = equations(places[0], sizes, reverse, places[1], places[2], _directions(places[3:]))
+    with torch.enable_grad():
+        # Aliases: a weight that stands in two places must get each place's own gradient.
+        places = [None if x is None else x.view_as(x) for x in (data, *rest)]
+        x, h0, c0, *weights = places
+        assert x is not None
+        outputs = equations(x, sizes, reverse, h0, c0, _directions(weights))
     pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
-    asked = [x for x, flag in zip(places, flags, strict=True) if flag]
+    asked = [x for x, flag in zip(places, flags, strict=True) if flag and x is not None]
     found = iter(
         torch.autograd.grad(
             [y for y, _ in pairs],
             asked,
             [g for _, g in pairs],
-            create_graph=True,
+            create_graph=again,
             allow_unused=True,
         )
     )
