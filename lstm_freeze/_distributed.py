@@ -30,16 +30,25 @@ def ddp_of(module: nn.Module) -> DistributedDataParallel | None:
 def require_reducible(
     ddp: DistributedDataParallel, tree: Tree, unfrozen: Mapping[str, nn.Parameter]
 ) -> None:
-    """Raise ValueError if the reducer may not hold a parameter that is about to be unfrozen."""
-    reduced = ddp._get_ddp_logging_data()["num_parameter_tensors"]  # type: ignore[no-untyped-call]
-    known = _trainable_at_wrap.get(ddp, WeakIdKeyDictionary())
-    unknown = [name for name, p in unfrozen.items() if p not in known]
-    if reduced < len(tree.distinct()) and unknown:
-        raise ValueError(
-            f"unfreezing {unknown[0]!r} under DDP: it was frozen when DDP wrapped the module, so "
-            "its gradients would stay local and the ranks would drift apart; wrap the module "
-            "while all that will ever train is trainable, and freeze after that"
-        )
+    """Raise ValueError if the reducer may not hold a parameter that is to be trainable."""
+    count = ddp._get_ddp_logging_data()["num_parameter_tensors"]  # type: ignore[no-untyped-call]
+    if count == len(tree.distinct()):
+        return
+    reduced, known = _reduced(ddp), _trainable_at_wrap.get(ddp, WeakIdKeyDictionary())
+    for name, parameter in unfrozen.items():
+        trained = parameter.requires_grad or parameter in known
+        if not (trained and id(parameter) in reduced):
+            raise ValueError(
+                f"unfreezing {name!r} under DDP: it was frozen when DDP wrapped the module (or by "
+                "hand since), so its gradients would stay local and the ranks would drift apart; "
+                "wrap the module while all that will ever train is trainable, and then call "
+                "freeze(...) with the DDP object"
+            )
+
+
+def _reduced(ddp: DistributedDataParallel) -> set[int]:
+    buckets = ddp.reducer._get_zeros_like_grad_buckets()
+    return {id(p) for bucket in buckets for p in bucket.parameters()}
 
 
 def warn_unused(ddp: DistributedDataParallel, stacklevel: int) -> None:
@@ -59,8 +68,7 @@ def remember_trainable(ddp: DistributedDataParallel, parameters: Iterable[nn.Par
 
     That one is trainable now does not show it: it may have been unfrozen behind DDP's back.
     """
-    buckets = ddp.reducer._get_zeros_like_grad_buckets()
-    reduced = {id(p) for bucket in buckets for p in bucket.parameters()}
+    reduced = _reduced(ddp)
     known = _trainable_at_wrap.setdefault(ddp, WeakIdKeyDictionary())
     for parameter in parameters:
         if id(parameter) in reduced:
