@@ -229,6 +229,14 @@ def test_attributes(options: dict[str, object]):
         assert type(getattr(bilstm, name)) is type(expected), name
 
 
+def test_every_public_name_of_nn_lstm_is_there():
+    lstm, bilstm = pair(num_layers=2, bidirectional=True, proj_size=2)
+    names = [name for name in dir(lstm) if not name.startswith("_")]
+    assert "all_weights" in names
+    for name in names:
+        assert callable(getattr(bilstm, name)) == callable(getattr(lstm, name)), name
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 def test_all_weights_are_the_parameters_themselves(options: dict[str, object]):
     (lstm, _), (bilstm, _) = built(**options)
