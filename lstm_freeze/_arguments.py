@@ -63,7 +63,8 @@ def check_options(
         raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
     if proj_size < 0:
         raise ValueError(
-            f"proj_size should be a positive integer or zero to disable projections, got {proj_size}"
+            f"proj_size should be a positive integer or zero to disable projections, "
+            f"got {proj_size}"
         )
     if proj_size >= hidden_size:
         raise ValueError(
@@ -107,7 +108,7 @@ def packed_states(
         return _packed_pair(hx, sizes)
     try:
         pair = hx[0], hx[1]
-        pair[0].index_select, pair[1].index_select  # noqa: B018  (the read is the check)
+        pair[0].index_select, pair[1].index_select
     except _MISREAD as error:
         raise _with_requirement(error, hx) from None
     return unpermuted(_packed_pair(pair, sizes), permutation)

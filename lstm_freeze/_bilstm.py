@@ -17,6 +17,7 @@ from ._bits import fingerprints
 from ._conversion import adopt, is_plain, swap_lstms
 from ._layout import DIRECTIONS, kinds_of, name_of, place_of, rnn_names
 from ._packing import Rows, dense_rows, packed_rows, unpermuted
+from ._unrolling import Weights
 
 State = tuple[Tensor, Tensor]
 
@@ -52,6 +53,11 @@ class _Precision(NamedTuple):
 
     def admit(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.rounded).to(self.compute)
+
+    def admit_all(self, weights: Weights) -> Weights:
+        ih, hh, *rest = weights
+        others = [None if w is None else self.admit(w) for w in rest]
+        return Weights(self.admit(ih), self.admit(hh), *others)
 
 
 class BiLSTM(nn.Module):
@@ -182,7 +188,7 @@ class BiLSTM(nn.Module):
             )
         own = ("dropout_off_layers", "prefix_cache")
         adopt(lstm, self, share_hooks=False, skip=own)
-        lstm._init_flat_weights()  # type: ignore[no-untyped-call]
+        lstm._init_flat_weights()
         return lstm
 
     @property
@@ -241,7 +247,7 @@ class BiLSTM(nn.Module):
             path = input.tracer.path_of_module(self)
             args = (input,) if hx is None else (input, hx)
             proxy: Any = input.tracer.create_proxy("call_module", path, args, {})
-            return proxy  # type: ignore[no-any-return]
+            return proxy
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         _arguments.check_is_tensor(input)
@@ -359,16 +365,14 @@ class BiLSTM(nn.Module):
             c0 = hx[1][layer * D : (layer + 1) * D].to(precision.compute)
         weights = []
         for direction in DIRECTIONS[:D]:
-            found = self._weights(layer, direction)
-            admitted = [None if w is None else precision.admit(w) for w in found]
-            weights.append(_recurrence.Weights(*admitted))
+            weights.append(precision.admit_all(self._weights(layer, direction)))
         output, h, c = _recurrence.layer(
             precision.admit(data), rows.batch_sizes, rows.reverse, h0, c0, weights
         )
         output, h = output.to(precision.output), h.to(precision.output)
         return rows.with_data(output), h, c.to(precision.cell)
 
-    def _weights(self, layer: int, direction: str) -> _recurrence.Weights:
+    def _weights(self, layer: int, direction: str) -> Weights:
         """The weights as they are now: parametrised, pruned and replaced ones count at once."""
         kinds = kinds_of(self.bias, self.proj_size > 0)
         found = {kind: getattr(self, name_of(layer, direction, kind)) for kind in kinds}
@@ -376,7 +380,7 @@ class BiLSTM(nn.Module):
             if weight is None:
                 name = name_of(layer, direction, kind)
                 raise TypeError(f"{name} must be a Tensor, got None: set it to a Parameter")
-        return _recurrence.Weights(**found)
+        return Weights(**found)
 
     def _dropout_is_off(self, layer: int) -> bool:
         """Whether the gap below `layer` lies between two layers frozen with dropout="off"."""
@@ -508,9 +512,9 @@ class BiLSTM(nn.Module):
         return ", ".join([str(self.input_size), str(self.hidden_size), *given])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores a pickled module, also one from before `proj_size` or this class's own extras."""
-        defaults = {"proj_size": 0, "prefix_cache": None, "dropout_off_layers": set()}
-        super().__setstate__({**defaults, **state})
+        """Restores a pickled module, also one without `proj_size` or this class's own extras."""
+        extras: dict[str, Any] = {"prefix_cache": None, "dropout_off_layers": set()}
+        super().__setstate__({"proj_size": 0, **extras, **state})  # type: ignore[no-untyped-call]
 
     def _shape(self, name: str) -> tuple[int, ...]:
         place = place_of(name)

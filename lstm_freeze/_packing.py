@@ -33,11 +33,19 @@ class Rows(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Consecutive steps with the same number of running sequences."""
+    """Consecutive steps with the same number of running sequences.
+
+    Attributes:
+        row: The first row.
+        steps: The number of steps.
+        batch: The rows of each step.
+        before: The rows of the step before the first one; of the initial state at the beginning.
+    """
 
     row: int
     steps: int
     batch: int
+    before: int
 
 
 def dense_rows(input: Tensor, batch_first: bool) -> Rows:
@@ -70,17 +78,17 @@ def runs_of(steps: int, batch: int, batch_sizes: Tensor | None) -> list[Run]:
     """The runs of equal batch size, in order of time.
 
     >>> runs_of(3, 2, torch.tensor([2, 2, 1]))
-    [Run(row=0, steps=2, batch=2), Run(row=4, steps=1, batch=1)]
+    [Run(row=0, steps=2, batch=2, before=2), Run(row=4, steps=1, batch=1, before=2)]
     >>> runs_of(3, 2, None)
-    [Run(row=0, steps=3, batch=2)]
+    [Run(row=0, steps=3, batch=2, before=2)]
     """
     if batch_sizes is None:
-        return [Run(0, steps, batch)]
+        return [Run(0, steps, batch, batch)]
     sizes, counts = torch.unique_consecutive(batch_sizes, return_counts=True)
     runs: list[Run] = []
     row = 0
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-        runs.append(Run(row, count, size))
+        runs.append(Run(row, count, size, runs[-1].batch if runs else size))
         row += size * count
     return runs
 
@@ -88,19 +96,21 @@ def runs_of(steps: int, batch: int, batch_sizes: Tensor | None) -> list[Run]:
 def blocks_of(runs: list[Run], rows: int) -> list[list[Run]]:
     """The same steps in blocks of at most `rows` rows (at least one step each).
 
-    >>> blocks_of([Run(0, 3, 2), Run(6, 2, 1)], 4)
-    [[Run(row=0, steps=2, batch=2)], [Run(row=4, steps=1, batch=2), Run(row=6, steps=2, batch=1)]]
+    >>> blocks = blocks_of([Run(0, 3, 2, 2), Run(6, 2, 1, 2)], 4)
+    >>> [[(run.row, run.steps) for run in block] for block in blocks]
+    [[(0, 2)], [(4, 1), (6, 2)]]
     """
     blocks: list[list[Run]] = [[]]
     room = rows
     for run in runs:
-        row, left = run.row, run.steps
+        row, left, before = run.row, run.steps, run.before
         while left:
             if room < run.batch and blocks[-1]:
                 blocks.append([])
                 room = rows
             steps = min(left, max(1, room // run.batch))
-            blocks[-1].append(Run(row, steps, run.batch))
+            blocks[-1].append(Run(row, steps, run.batch, before))
+            before = run.batch
             row += steps * run.batch
             left -= steps
             room -= steps * run.batch
