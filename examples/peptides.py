@@ -67,7 +67,7 @@ def load_peptides() -> list[Peptide]:
     return [Peptide(sequence, *found) for sequence, found in labels.items() if len(found) == 1]
 
 
-def split_peptides(train: int = 100, val: int = 500) -> Split:
+def split_peptides(train: int = 100, val: int = 1100) -> Split:
     """The same random split on every call: `train` and `val` peptides, the rest for the test.
 
     Only identical sequences are kept apart; similar ones may fall on both sides, so the accuracies
