@@ -64,7 +64,7 @@ class Model(nn.Module):
         super().__init__()
         self.encoder = BiLSTM(case.I, case.H, num_layers=case.L, batch_first=True)
         self.head = nn.Linear(2 * case.H, 2)
-        freeze(self.encoder, layers=case.frozen)
+        freeze(self, layers=case.frozen)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, T, I) -> (B, 2)."""
