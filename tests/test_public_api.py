@@ -45,6 +45,8 @@ CORE_SIGNATURES = {
     "FrozenGuard.detach": "",
     "FrozenGuard.remember": "",
     "Phase": "start, train, *, lr=None, warmup=0",
+    "PrefixCache": f"max_bytes={2 * 2**30}, keep_levels=()",
+    "PrefixCache.stats": "",
     "freeze": f"module, *targets, {_CHOICE}, only=False, optimizer=None, dropout='keep'",
     "freeze_up_to": "module, layer_or_target",
     "param_groups": "module, lr, *, layer_decay=1.0, weight_decay=0.0, no_decay='*bias*'",
@@ -64,6 +66,7 @@ CALLBACK_SIGNATURES = {
         "monitor='val_loss', mode='min', patience=2, min_delta=0.0, max_epochs_per_phase=None, "
         "restore_best=False"
     ),
+    "WeightDrift": "every_n_steps=50",
 }
 # Arguments beyond the promised ones: optional, and behind them.
 ADDED = {"FreezeSchedule.plot": "model, epochs, ax=None", "FrozenGuard.check": "*, step=None"}
@@ -185,15 +188,18 @@ def test_callbacks_say_what_is_missing_without_lightning():
 # A file imports only files above it. A new file is put where it belongs.
 # fmt: off
 CORE_ORDER = [
-    "_layout", "_packing", "_arguments", "_bits", "_native", "_recurrence",
+    "_layout", "_table", "_packing", "_arguments", "_bits", "_native", "_unrolling", "_recurrence",
     "_parts", "_conversion", "_bilstm",
     "_targets", "_selection", "_optimizers", "_holding", "_distributed", "_ledger", "_table", "_status",
     "_freezing", "_changes", "_guard", "_groups",
     "_phases", "_rates", "_recipes", "_resolving", "_schedule_view", "_schedule_yaml", "_schedule",
     "_prefix_cache", "__init__",
 ]
+CALLBACKS_ORDER = [
+    "_both", "_weights", "_refusals", "_advance", "_frozen_check", "_weight_drift", "_scheduler",
+    "_gradual", "__init__",
+]
 # fmt: on
-CALLBACKS_ORDER = ["_both", "_weights", "_advance", "_frozen_check", "_scheduler", "__init__"]
 EXTENSIONS = {"_gates"}
 
 
