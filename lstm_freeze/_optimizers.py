@@ -30,7 +30,7 @@ def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
             )
         found.append(inner)
     if not found:
-        raise ValueError("`optimizer` got an empty list, which names nothing; None means none")
+        raise ValueError(f"`optimizer` must be at least one optimizer, got {optimizer!r}")
     return tuple(found)
 
 

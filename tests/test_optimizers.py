@@ -434,7 +434,7 @@ def test_something_else_is_no_optimizer(wrong):
 
 
 def test_an_empty_list_of_optimizers_is_an_error():
-    with pytest.raises(ValueError, match="`optimizer` got an empty list"):
+    with pytest.raises(ValueError, match=r"`optimizer` must be at least one optimizer, got \[\]"):
         freeze(Tagger(), "head", optimizer=[])
 
 
