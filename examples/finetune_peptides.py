@@ -204,7 +204,7 @@ def report(runs: dict[str, list[Run]]) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,
-        caption="steps checked: every frozen weight compared bit for bit after the optimizer's step",
+        caption="steps checked: every frozen weight compared bit for bit after the step",
     )
     table.add_column("method")
     for title in ("accuracy", "AUROC", "trainable\nfrom epoch", "steps\nchecked", "seconds\na run"):
