@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from lstm_freeze import _native
+from lstm_freeze import BiLSTM, _native
 
 built = pytest.mark.skipif(_native._extension is None, reason="the extension is not built here")
 LEVELS = () if _native._extension is None else _native._extension.levels()
@@ -299,6 +299,30 @@ def test_without_the_extension_torch_serves(monkeypatch):
     assert _native.enable(False) is False
     with pytest.raises(RuntimeError, match="install a C compiler and then lstm-freeze again"):
         _native.enable(True)
+
+
+@built
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda state: (state.transpose(0, 2).contiguous() ** 2).sum(),
+        lambda state: (state.transpose(1, 2).contiguous() ** 2).sum(),
+        lambda state: state.sum(),
+        lambda state: state[..., ::2].square().sum(),
+    ],
+    ids=["permuted", "transposed", "expanded", "strided"],
+)
+def test_gradients_may_come_in_any_layout(loss):
+    lstm, x = BiLSTM(4, 5), torch.randn(6, 3, 4)
+    found = {}
+    for native in (True, False):
+        with _native.switched(native):
+            output, (h, c) = lstm(x)
+            total = loss(output) + loss(h) + loss(c)
+            found[native] = torch.autograd.grad(total, list(lstm.parameters()))
+    for got, same in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(got, same)
+        assert got.abs().max() > 0
 
 
 @pytest.fixture
