@@ -79,6 +79,8 @@ class PlateauState:
         waited: Validations since then.
         seen: The optimizer step of the last validation: one that is run again after a resume
             says nothing new.
+        awaits: Whether a validation is to follow the last batch.
+        decided: The last epoch for which it was decided whether the next phase begins with it.
     """
 
     phase: int = 0
@@ -86,12 +88,14 @@ class PlateauState:
     best: float | None = None
     waited: int = 0
     seen: int | None = None
+    awaits: bool = False
+    decided: int | None = None
 
     def after(self, value: float, improved: bool, step: int) -> PlateauState:
         """The state after a validation."""
         if improved:
-            return replace(self, best=value, waited=0, seen=step)
-        return replace(self, waited=self.waited + 1, seen=step)
+            return replace(self, best=value, waited=0, seen=step, awaits=False)
+        return replace(self, waited=self.waited + 1, seen=step, awaits=False)
 
     def next(self, epoch: int) -> PlateauState:
         """The state at the start of the next phase."""
@@ -116,3 +120,26 @@ def monitored(trainer: Trainer, name: str) -> float:
         )
     value = metrics[name].detach().clone().float().to(trainer.strategy.root_device)
     return float(trainer.strategy.reduce(value, reduce_op="mean"))
+
+
+def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether Lightning validates after this train batch."""
+    every, interval = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    if every is not None and (trainer.current_epoch + 1) % every:
+        return False
+    if interval is None or interval == math.inf:
+        return trainer.is_last_batch
+    done = trainer.fit_loop.total_batch_idx if every is None else batch_idx
+    return (done + 1) % interval == 0
+
+
+def validate(trainer: Trainer) -> None:
+    """Run the validation that a checkpoint of a train batch's end came before.
+
+    Lightning leaves it out when it resumes there.
+    """
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    trainer.validating = True
+    loop.run()
+    trainer.training = True

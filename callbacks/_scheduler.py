@@ -6,13 +6,14 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from lstm_freeze import FreezeSchedule, FrozenGuard, Phase
 
-from ._advance import Plateau, PlateauState, monitored
+from ._advance import Plateau, PlateauState, monitored, validate, validation_follows
 from ._both import Callback, stage_is_fit
 from ._frozen_check import FrozenWeightsCheck
 from ._refusals import ddp_mistakes, differences, refuse_sharding
@@ -81,6 +82,7 @@ class FreezeScheduler(Callback):
         self._plateau = PlateauState()
         self._best: dict[str, Tensor] = {}
         self._restored: dict[str, Any] | None = None
+        self._resumed_at: tuple[int, int] | None = None
         self._module: weakref.ref[nn.Module] | None = None
         self._guard: FrozenGuard | None = None
         self._index = 0
@@ -108,7 +110,7 @@ class FreezeScheduler(Callback):
         if self._module is None or self._module() is not pl_module:
             self._module = weakref.ref(pl_module)
             self._plateau, self._best = PlateauState(), {}
-        self._restored = None
+        self._restored = self._resumed_at = None
         try:
             resolved, mistakes = self._schedule_for(pl_module).try_resolve(pl_module)
         except ValueError:
@@ -121,6 +123,7 @@ class FreezeScheduler(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Refuse a checkpoint whose schedule decides about something else."""
+        self._resumed_at = (checkpoint["epoch"], checkpoint["global_step"])
         if self.resolved is None:
             self.resolved = self._schedule_for(pl_module).resolve(pl_module)
         states = checkpoint.get("callbacks", {})
@@ -165,7 +168,8 @@ class FreezeScheduler(Callback):
             self._plateau = PlateauState(**self._restored["plateau"])
             self._best = dict(self._restored.get("best", {}))
         self._restored = None
-        self._enter(trainer)
+        # The trainer still counts from 0 here, and a fit that was finished begins no epoch.
+        self._enter(trainer, *(self._resumed_at or (0, 0)))
         if self.check and not _has_check(trainer):
             self._guard = FrozenGuard(pl_module, mode="fingerprint")
             if self.check == "step":
@@ -179,18 +183,18 @@ class FreezeScheduler(Callback):
                 "none; give the Trainer limit_train_batches"
             )
         if self._plateau.began is None:
-            self._plateau = PlateauState(self._plateau.phase, began=trainer.current_epoch)
+            self._plateau = replace(self._plateau, began=trainer.current_epoch)
         if self._guard is not None:
             self._guard.step = trainer.global_step
-        self._enter(trainer)
+        self._enter(trainer, trainer.current_epoch, trainer.global_step)
+        if self._plateau.awaits:
+            validate(trainer)
+        self._decide(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next phase if it is due, and enter the phase of this epoch."""
-        if self.advance is not None and self._plateau.phase + 1 < len(self.resolved.phases):
-            due = self.advance.is_due(self._plateau, trainer.current_epoch)
-            if trainer.strategy.reduce_boolean_decision(due, all=False):
-                self._next_phase(trainer, pl_module)
-        self._enter(trainer)
+        self._decide(trainer, pl_module)
+        self._enter(trainer, trainer.current_epoch, trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -199,12 +203,19 @@ class FreezeScheduler(Callback):
         schedule = self.resolved.schedule
         if schedule.unit == "step" and self.advance is None:
             if self.resolved.index_at(trainer.global_step) != self._index:
-                self._enter(trainer)
+                self._enter(trainer, trainer.current_epoch, trainer.global_step)
         elif schedule.annealing is not None:
             epoch = trainer.current_epoch + batch_idx / float(trainer.num_training_batches)
             self.resolved.anneal(trainer.optimizers, epoch)
         if not self._logged:
             self._log_state(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note for a checkpoint made now that a validation is to follow."""
+        if self.advance is not None and validation_follows(trainer, batch_idx):
+            self._plateau = replace(self._plateau, awaits=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the monitored metric."""
@@ -245,15 +256,30 @@ class FreezeScheduler(Callback):
             raise TypeError(f"`schedule` must return a FreezeSchedule, it returned {schedule!r}")
         return schedule
 
-    def _enter(self, trainer: Trainer) -> None:
+    def _enter(self, trainer: Trainer, epoch: int, step: int) -> None:
         schedule = self.resolved.schedule
         if self.advance is not None:
             self._index = self._plateau.phase
         else:
-            now = trainer.global_step if schedule.unit == "step" else trainer.current_epoch
-            self._index = self.resolved.index_at(now)
+            self._index = self.resolved.index_at(step if schedule.unit == "step" else epoch)
         self.resolved.enter(self._index, trainer.optimizers)
         self._logged = False
+
+    def _decide(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the next phase if it is due; once an epoch.
+
+        Also called on_train_start: after a resume from the end of an epoch's last batch Lightning
+        leaves out on_train_epoch_start.
+        """
+        epoch = trainer.current_epoch
+        if self.advance is None or self._plateau.decided == epoch:
+            return
+        if self._plateau.phase + 1 < len(self.resolved.phases):
+            due = self.advance.is_due(self._plateau, epoch)
+            if trainer.strategy.reduce_boolean_decision(due, all=False):
+                self._next_phase(trainer, pl_module)
+                self._enter(trainer, epoch, trainer.global_step)
+        self._plateau = replace(self._plateau, decided=epoch)
 
     def _next_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._best:
