@@ -10,6 +10,7 @@ to resist someone who knows the weights.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import zlib
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+_words: Any = None
+with contextlib.suppress(ImportError):  # not built: torch operations give the same numbers
+    from . import _words
 
 _ROW = 2048  # words to a row, each of which becomes one word of the next level
 _BLOCK = 16  # rows: 256 KiB, which stay in a core's cache and need no second thread
@@ -128,20 +133,29 @@ def _hash(words: Tensor, rest: Tensor) -> Tensor:
 def _row_sums(words: Tensor, level: int) -> Tensor:
     low, high = _weights(level, words.device)
     whole = len(words) // _ROW * _ROW
-    sums = []
-    if whole:
-        table = words[:whole].view(-1, _ROW)
-        room = torch.empty_like(table[:_BLOCK])
-        sums += [_weighted(block, low, high, room) for block in torch.split(table, _BLOCK)]
+    sums = [row_sums(words[:whole].view(-1, _ROW), low, high)] if whole else []
     if whole < len(words):
-        last = words[whole:].view(1, -1)
         n = len(words) - whole
-        sums.append(_weighted(last, low[:n], high[:n], torch.empty_like(last)))
+        sums.append(row_sums(words[whole:].view(1, -1), low[:n], high[:n]))
     return sums[0] if len(sums) == 1 else torch.cat(sums) if sums else words
 
 
+def row_sums(table: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """sum(low * word + high * (word >> 32)) of each row of words (R, W), modulo 2**64: (R,)."""
+    if table.device.type == "cpu" and _words is not None:
+        table, low, high = table.contiguous(), low.contiguous(), high.contiguous()
+        out = table.new_empty(len(table))
+        _words.row_sums(
+            *(table.data_ptr(), *table.shape, low.data_ptr(), high.data_ptr(), out.data_ptr())
+        )
+        return out
+    # In blocks, so that the scratch room of a block stays in cache.
+    room = torch.empty_like(table[:_BLOCK])
+    sums = [_weighted(block, low, high, room) for block in torch.split(table, _BLOCK)]
+    return torch.cat(sums) if sums else table.new_empty(0)
+
+
 def _weighted(rows: Tensor, low: Tensor, high: Tensor, room: Tensor) -> Tensor:
-    """The hash of each row; `room` is scratch of at least the same size."""
     upper = torch.bitwise_right_shift(rows, 32, out=room[: len(rows)])
     if rows.device.type == "cpu":
         return torch.mv(rows, low).add_(torch.mv(upper, high))

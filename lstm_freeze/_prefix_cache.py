@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ._bits import row_sums
 from ._packing import Rows, reverse_rows
 
 Layers = Callable[[Rows, int, int], tuple[Rows, list[tuple[Tensor, Tensor]]]]
@@ -275,7 +276,7 @@ def _contents(rows: Rows, seats: Seats) -> list[tuple[int, int]]:
     time = _weights(max(seats.lengths), words.device, salt=1)
     halves = []
     for seed in range(2):
-        row = _weighted(words, *place[seed]).sum(1)
+        row = row_sums(words, *place[seed])
         low, high = time[seed]
         if seats.step is None or seats.sample is None:
             table = row.view(-1, len(seats.lengths))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -225,3 +226,19 @@ def test_a_fingerprint_is_the_same_on_every_device():
             other = tensor.clone()
             other.view(torch.uint8)[-1] ^= 1
             assert not same(tensor.cuda(), other.cuda())
+
+
+@pytest.mark.skipif(_bits._words is None, reason="the extension is not built: no C compiler")
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (70, 2048), (2, 7), (0, 4)])
+def test_native_and_torch_sums_are_the_same_numbers(shape, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randint, -(2**63), 2**63 - 1, generator=generator)
+    table, low, high = draw(shape), draw(shape[1:]), draw(shape[1:])
+    native = _bits.row_sums(table, low, high)
+    monkeypatch.setattr(_bits, "_words", None)
+    assert torch.equal(native, _bits.row_sums(table, low, high))
+    exact = [
+        sum(w * x + v * (x >> 32) for x, w, v in zip(row, low.tolist(), high.tolist(), strict=True))
+        for row in table.tolist()
+    ]
+    assert [x % 2**64 for x in native.tolist()] == [x % 2**64 for x in exact]
