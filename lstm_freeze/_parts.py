@@ -12,14 +12,20 @@ from torch import nn
 from ._layout import DIRECTIONS, Place, base_name, place_of
 
 RNN_MODES = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
-_WRAPPED_AS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# By torch.compile, FSDP, activation checkpointing and Lightning's Fabric.
+WRAPPED_AS = (
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+)
 
 
 def inner_name(module: nn.Module) -> str | None:
     """The name under which a wrapper (DDP, torch.compile's, ...) holds the module it wraps."""
     if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return "module"
-    return next((name for name in _WRAPPED_AS if name in module._modules), None)
+    return next((name for name in WRAPPED_AS if name in module._modules), None)
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 from ._layout import DIRECTIONS, KIND_GROUPS, KINDS, Place
-from ._parts import Tree, within
+from ._parts import WRAPPED_AS, Tree, within
 
 Layers = SupportsIndex | slice | Iterable[SupportsIndex | slice] | None
 """One or several layers of an RNN, as one would index a sequence."""
@@ -63,15 +63,14 @@ def _spellings(tree: Tree, target: str) -> Iterator[str]:
     if not target:
         return
     yield target
-    compiled = _without(target, "_orig_mod")
-    spellings = [compiled]
+    spellings = [_without(target, "|".join(WRAPPED_AS))]
     while (shorter := _without(spellings[-1], "module", count=1)) != spellings[-1]:
         spellings.append(shorter)
     yield from (s for s in spellings if s or tree.wrapped)
 
 
 def _without(target: str, wrapper: str, count: int = 0) -> str:
-    return re.sub(rf"(^|\.){wrapper}(?=[.\[]|$)", "", target, count=count).lstrip(".")
+    return re.sub(rf"(^|\.)(?:{wrapper})(?=[.\[]|$)", "", target, count=count).lstrip(".")
 
 
 def _match(tree: Tree, target: str, shown: str) -> set[str]:
@@ -99,7 +98,7 @@ def _paths_to(tree: Tree, name: str) -> Iterator[str]:
 
 
 def _by_brackets(tree: Tree, match: re.Match[str], shown: str) -> set[str]:
-    path, words = match["path"], match["rest"].split(".") if match["rest"] else []
+    path, words = match["path"], match["rest"].split(".") if match["rest"] is not None else []
     if path in tree.modules and path not in tree.rnns:
         where = f"{quote(path)} is" if path else "the module itself is"
         raise ValueError(

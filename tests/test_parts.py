@@ -30,6 +30,7 @@ WRAPPERS = {
     "compile": compiled,
     "compile(DataParallel)": lambda m: compiled(nn.DataParallel(m)),
     "DataParallel(compile)": lambda m: nn.DataParallel(compiled(m)),
+    "Fabric": lambda m: Wrapped(m, "_forward_module"),
     "FSDP": lambda m: Wrapped(m, "_fsdp_wrapped_module"),
     "checkpoint": lambda m: Wrapped(m, "_checkpoint_wrapped_module"),
 }

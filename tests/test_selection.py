@@ -181,7 +181,8 @@ def test_targets(target, names):
 
 @pytest.mark.parametrize(("target", "names"), TARGETS.items(), ids=TARGETS)
 @pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+    "prefix",
+    ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "_forward_module."],
 )
 def test_wrappers_prefixes_are_accepted_and_never_printed(target, names, prefix):
     if target.startswith("*"):
@@ -434,6 +435,7 @@ ERRORS = {
         '"weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight", "bias"), got "forwrd"; '
         'did you mean "forward"?',
     ),
+    "trailing dot": (("encoder.lstm[0].",), {}, 'got ""'),
     "kind before direction": (("encoder.lstm[0].bias.forward",), {}, 'got "forward"'),
     "own name after brackets": (("encoder.lstm[0].weight_ih_l0",), {}, 'got "weight_ih_l0"'),
     "glob after brackets": (("encoder.lstm[0].*",), {}, 'got "*"'),
