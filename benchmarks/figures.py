@@ -55,7 +55,7 @@ def _ratio_panel(ax: Axes, rows: Sequence[Row], form: str) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_title(f"{form} input", fontsize=10)
-    ax.set_xlabel("times faster than nn.LSTM (right of 1: faster)")
+    ax.set_xlabel("nn.LSTM's time / BiLSTM's (right of 1: BiLSTM faster)")
     _plain(ax, "x")
 
 
@@ -88,7 +88,7 @@ def save_runs(runs: Sequence[dict[str, Any]], path: Path) -> None:
     """Seconds of each epoch in whole runs; the phases' beginnings as vertical lines."""
     plans = list(dict.fromkeys(run["plan"] for run in runs))
     arms = list(dict.fromkeys(run["arm"] for run in runs))
-    colours = dict(zip(arms, ("#b9b9b9", "#707070", OURS, "#c8511b"), strict=False))
+    colours = dict(zip(arms, (NN, "#222222", OURS, "#c8511b"), strict=True))
     widths = [len(next(r for r in runs if r["plan"] == plan)["epoch_s"]) + 4 for plan in plans]
     fig, axes = plt.subplots(
         1, len(plans), figsize=(11, 3.4), sharey=True, squeeze=False, layout="constrained",

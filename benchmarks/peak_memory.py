@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from cases import FORWARD, TRAINING, Shape, input_of, twins
+from cases import FLOOR_CASE, Shape, input_of, twins
 from side_by_side import sides
 
 _STATUS = Path("/proc/self/status")
@@ -23,9 +23,27 @@ _RESET_PEAK = Path("/proc/self/clear_refs")
 SIDES = ("nn.LSTM", "BiLSTM")
 
 
+class PeakMemory:
+    """This process's peak of resident memory from now on, above what is resident now."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        _RESET_PEAK.write_text("5")
+        self._before = _kilobytes("VmRSS")
+
+    @staticmethod
+    def available() -> bool:
+        """Whether the system tells."""
+        return _RESET_PEAK.exists()
+
+    def megabytes(self) -> float:
+        """The peak so far."""
+        return (_kilobytes("VmHWM") - self._before) * 1024 / 1e6
+
+
 def peak_megabytes(shape: Shape, form: str, side: str) -> dict[str, float] | None:
     """MB above what was resident before: of a forward pass, and of one training step after it."""
-    if not _RESET_PEAK.exists():
+    if not PeakMemory.available():
         return None
     arguments = [str(torch.get_num_threads()), form, side, *map(str, shape)]
     command = [sys.executable, __file__, *arguments]
@@ -33,27 +51,24 @@ def peak_megabytes(shape: Shape, form: str, side: str) -> dict[str, float] | Non
     return json.loads(done.stdout)
 
 
-def kilobytes(field: str) -> int:
-    """A field of this process's status, such as VmRSS or VmHWM."""
+def _kilobytes(field: str) -> int:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1])
 
 
 def _measure(shape: Shape, form: str, side: str) -> dict[str, float]:
-    everything = next(iter(TRAINING))
-    module = twins(shape, everything)[SIDES.index(side)]
+    module = twins(shape, FLOOR_CASE)[SIDES.index(side)]
     input = input_of(shape, form)
     tiny = Shape(2, 3, shape.I, shape.H, shape.L)
     for warm in sides([module], input_of(tiny, form), train=True):
         warm.timed()
     module.zero_grad(set_to_none=True)
     (forward,), (step,) = sides([module], input, train=False), sides([module], input, train=True)
-    _RESET_PEAK.write_text("5")
-    before = kilobytes("VmRSS")
+    peak = PeakMemory()
     peaks = {}
-    for name, run in ((FORWARD, forward), (everything, step)):
+    for name, run in (("forward", forward), ("training", step)):
         run.run()
-        peaks[name] = (kilobytes("VmHWM") - before) * 1024 / 1e6
+        peaks[name] = peak.megabytes()
     return peaks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -65,14 +66,14 @@ class Side:
 
 
 class Difference(NamedTuple):
-    """The largest differences between two sides, infinite where one lacks what the other has."""
+    """The largest differences of two sides; infinite for NaN or what only one of them has."""
 
     output: float
     gradient: float
 
     @property
     def equal(self) -> bool:
-        """Whether both are within the tolerances; NaN is not."""
+        """Whether both are within the tolerances."""
         return self.output <= OUTPUT_TOLERANCE and self.gradient <= GRADIENT_TOLERANCE
 
 
@@ -120,7 +121,6 @@ def time_pairs(first: Side, second: Side, seconds: float, most: int = 21) -> Tim
     least = 3 if estimate > _LONG_PAIR else 5
     pairs = max(least, min(most, int(seconds / estimate)))
     times = []
-    gc.collect()
     gc.disable()
     try:
         for i in range(pairs):
@@ -150,11 +150,9 @@ def _data(value: Tensor | PackedSequence) -> Tensor:
 def _largest(ours: dict[str, Tensor], theirs: dict[str, Tensor], *, relative: bool) -> float:
     if ours.keys() != theirs.keys():
         return float("inf")
-    worst = 0.0
+    differences = [0.0]
     for name, value in ours.items():
         difference = (value - theirs[name]).abs().max().item()
-        if relative and (scale := value.abs().max().item()):
-            difference /= scale
-        if not difference <= worst:
-            worst = difference
-    return worst
+        scale = value.abs().max().item() if relative else 1.0
+        differences.append(difference / scale if scale else difference)
+    return float("inf") if any(map(math.isnan, differences)) else max(differences)

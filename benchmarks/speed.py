@@ -23,6 +23,7 @@ import figures
 import torch
 from cases import (
     CASES,
+    FLOOR_CASE,
     FORMS,
     FORWARD,
     QUICK_SHAPES,
@@ -33,13 +34,13 @@ from cases import (
     input_of,
     twins,
 )
+from console_tables import all_tables, console
 from gemm_floor import Gemm, operations, products
 from machine import machine
 from peak_memory import SIDES, peak_megabytes
 from rich.progress import Progress
 from side_by_side import compare, sides, time_pairs
 from summary import Row, different
-from tables import all_tables, console
 from tracing import LENGTHS, QUICK_LENGTHS, traces
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,11 +54,10 @@ GROWTH = {
     "L": [Shape(16, 64, 128, 128, layers) for layers in (1, 2, 4, 8)],
 }
 QUICK_GROWTH = {
-    size: [Shape(2, 4, 8, 8, 1), Shape(2, 4, 8, 8, 1)._replace(**{size: 6})] for size in GROWTH
+    size: [Shape(2, 4, 8, 8, 1), Shape(2, 4, 8, 8, 1)._replace(**{size: 12})] for size in GROWTH
 }
 _ROW_SECONDS = 3.0
 _GROWTH_SECONDS = 0.7
-_TRAINED = next(case for case in CASES if case != FORWARD)
 
 
 def measure(shape: Shape, form: str, case: str, gemm: Gemm, seconds: float) -> Row:
@@ -94,8 +94,7 @@ def measure_memory(shape: Shape, form: str) -> Row | None:
     peaks = [peak_megabytes(shape, form, side) for side in SIDES]
     if None in peaks:
         return None
-    named = [dict(zip(("forward", "training"), peak.values(), strict=True)) for peak in peaks]
-    return {"shape": list(shape), "form": form, "nn": named[0], "bilstm": named[1]}
+    return {"shape": list(shape), "form": form, "nn": peaks[0], "bilstm": peaks[1]}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -115,7 +114,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             results["rows"] = [measure(s, f, c, gemm, seconds) for f, c, s in track]
         track = progress.track(grown, description="growth")
         results["growth"] = [
-            {"varied": size, **measure(s, f, _TRAINED, gemm, min(seconds, _GROWTH_SECONDS))}
+            {"varied": size, **measure(s, f, FLOOR_CASE, gemm, min(seconds, _GROWTH_SECONDS))}
             for size, s, f in track
         ]
         track = progress.track(held, description="memory")

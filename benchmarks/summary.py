@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from cases import CASES, FLOOR_CASE, FLOOR_LEAST_HIDDEN, FLOOR_TARGET, FORMS, TARGETS
+from side_by_side import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE
 
 Row = dict[str, Any]
 
@@ -55,6 +56,27 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
 def different(rows: Iterable[Row]) -> list[Row]:
     """The rows whose two sides did not give the same results."""
     return [row for row in rows if not row["equal"]]
+
+
+def equality(rows: Sequence[Row]) -> str:
+    """One sentence: whether all results were equal, and the largest differences."""
+    output, gradient = (
+        max((row[f"{which}_difference"] for row in rows), default=0.0)
+        for which in ("output", "gradient")
+    )
+    largest = (
+        f"largest difference of outputs {output:.1e} (at most {OUTPUT_TOLERANCE:.0e}), of "
+        f"gradients {gradient:.1e} of a tensor's largest (at most {GRADIENT_TOLERANCE:.0e})"
+    )
+    if not (wrong := different(rows)):
+        return f"Results equal in all {len(rows)} rows: {largest}."
+    names = "; ".join(f"{row['form']}, {row['case']}, {shape_of(row)}" for row in wrong)
+    return f"RESULTS DIFFER in {len(wrong)} of {len(rows)} rows: {largest}: {names}."
+
+
+def shape_of(row: Row) -> str:
+    """B, T, I, H, L."""
+    return ", ".join(map(str, row["shape"]))
 
 
 def _has_floor_target(row: Row) -> bool:

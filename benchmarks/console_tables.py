@@ -10,8 +10,9 @@ from machine import in_words
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table
-from side_by_side import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE
-from summary import Row, different, verdicts
+from rich.text import Text
+from run_summary import RunVerdict, totals
+from summary import Row, different, equality, shape_of, verdicts
 
 WIDTH = 100
 
@@ -20,11 +21,6 @@ def console() -> Console:
     """A console of at least the tables' width, also where the output is no terminal."""
     found = Console()
     return found if found.width >= WIDTH else Console(width=WIDTH)
-
-
-def shape_of(row: Row) -> str:
-    """B, T, I, H, L."""
-    return ", ".join(map(str, row["shape"]))
 
 
 def milliseconds(value: float) -> str:
@@ -44,7 +40,9 @@ def all_tables(results: dict[str, Any]) -> Group:
         parts.append(growth(results["growth"]))
     if results["tracing"]:
         parts.append(tracing(results["tracing"]))
-    parts += [targets(results["rows"]), equality(results["rows"] + results["growth"])]
+    measured = results["rows"] + results["growth"]
+    style = "bold red" if different(measured) else ""
+    parts += [targets(results["rows"]), Text(equality(measured), style)]
     return Group(*parts)
 
 
@@ -138,21 +136,42 @@ def targets(rows: list[Row]) -> Table:
     return table
 
 
-def equality(rows: list[Row]) -> str:
-    """One sentence: whether all results were equal, and the largest differences."""
-    wrong = different(rows)
-    output, gradient = (
-        max((row[f"{which}_difference"] for row in rows), default=0.0)
-        for which in ("output", "gradient")
+def run_table(results: dict[str, Any]) -> Table:
+    """Whole runs: seconds, and how each ended."""
+    table = _table(
+        "whole runs: seconds of all training epochs; x: the first arm's time / this one's",
+        "run",
+        *("seconds", "x", "loss", "accuracy", "cache MB", "peak MB"),
     )
-    largest = (
-        f"largest difference of outputs {output:.1e} (at most {OUTPUT_TOLERANCE:.0e}), of "
-        f"gradients {gradient:.1e} of a tensor's largest (at most {GRADIENT_TOLERANCE:.0e})"
-    )
-    if not wrong:
-        return f"Results equal in all {len(rows)} rows: {largest}."
-    names = "; ".join(f"{row['form']}, {row['case']}, {shape_of(row)}" for row in wrong)
-    return f"[bold red]RESULTS DIFFER in {len(wrong)} of {len(rows)} rows[/]: {largest}: {names}."
+    peaks = {row["arm"]: f"{row['peak_mb']:.0f}" for row in results["memory"]}
+    plan, seconds = None, totals(results["runs"])
+    for run in results["runs"]:
+        if run["plan"] != plan:
+            plan = run["plan"]
+            first = seconds[plan][run["arm"]]
+            table.add_section()
+            table.add_row(f"[bold]{plan}, {len(run['epoch_s'])} epochs")
+        own = seconds[plan][run["arm"]]
+        table.add_row(
+            run["arm"],
+            f"{own:.2f}",
+            f"[bold]{first / own:.2f}",
+            f"{run['loss']:.5f}",
+            f"{run['accuracy']:.3f}",
+            f"{run['cache']['bytes'] / 1e6:.0f}" if run["cache"] else "",
+            peaks.get(run["arm"], ""),
+        )
+    return table
+
+
+def run_targets(found: Iterable[RunVerdict]) -> Table:
+    """Whole runs against what is aimed at."""
+    title = "nn.LSTM + BaseFinetuning's time / this arm's"
+    table = _table(title, "run", *("arm", "x", "target", ""))
+    for v in found:
+        word = f"[{'green' if v.word == 'met' else 'bold red'}]{v.word}"
+        table.add_row(v.name, v.arm, f"{v.ratio:.2f}", f">= {v.target:g}", word)
+    return table
 
 
 def _table(title: str, first: str, *columns: str) -> Table:

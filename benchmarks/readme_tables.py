@@ -1,0 +1,185 @@
+"""Writes the README's tables from the saved results, between their markers.
+
+    python benchmarks/readme_tables.py           # rewrites README.md
+    python benchmarks/readme_tables.py --check   # exit status 1 if README.md says something else
+
+The markers are `<!-- benchmarks:speed -->` and `<!-- /benchmarks:speed -->`, and the same with
+`runs`. Every row that was measured is printed, the slower ones too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cases import CASES, FLOOR_CASE, FORMS, FORWARD
+from console_tables import milliseconds
+from machine import in_words
+from run_summary import run_verdicts, totals
+from speed import RESULTS, ROOT
+from summary import Row, equality, shape_of, verdicts
+from whole_runs import BASELINE
+
+README = ROOT / "README.md"
+
+
+def speed_tables(results: dict[str, Any]) -> str:
+    """Means against targets, then every shape and case, then memory."""
+    rows = results["rows"]
+    measured = equality(rows + results["growth"])
+    parts = [f"{in_words(results['machine'])}. {measured}", _targets(rows)]
+    for form in FORMS:
+        parts += [
+            f"Each shape, {form}: nn.LSTM's time / BiLSTM's (their milliseconds); the last column "
+            f"is training ({FLOOR_CASE}), nn.LSTM's and BiLSTM's time / the GEMM floor.",
+            _shapes([row for row in rows if row["form"] == form]),
+        ]
+    if results["memory"]:
+        parts += ["Peak memory of a call, MB, nn.LSTM / BiLSTM.", _memory(results["memory"])]
+    if results["tracing"]:
+        parts += ["Compiling and exporting BiLSTM.", _tracing(results["tracing"])]
+    return "\n\n".join(parts)
+
+
+def run_tables(results: dict[str, Any]) -> str:
+    """Whole runs: seconds of each arm; then against the targets."""
+    runs, sizes = results["runs"], results["sizes"]
+    peaks = {row["arm"]: f"{row['peak_mb']:.0f}" for row in results["memory"]}
+    by_arm = {run["arm"]: run for run in runs}
+    seconds = totals(runs)
+    epochs = {run["plan"]: len(run["epoch_s"]) for run in runs}
+    header = [f"{plan} ({count} epochs)" for plan, count in epochs.items()]
+    lines = []
+    for arm in by_arm:
+        cells = [
+            f"{of[arm]:.1f} s ({of[BASELINE] / of[arm]:.2f}x)" if arm in of else ""
+            for of in seconds.values()
+        ]
+        lines.append([arm, *cells, peaks.get(arm, "")])
+    targets = [
+        [v.name, v.arm, f"{v.ratio:.2f}", f">= {v.target:g}", v.word] for v in run_verdicts(runs)
+    ]
+    ends = [
+        [
+            plan,
+            *(f"{run['loss']:.5f}, {run['accuracy']:.3f}" for run in runs if run["plan"] == plan),
+        ]
+        for plan in seconds
+    ]
+    size = ", ".join(f"{name}={value}" for name, value in list(sizes.items())[:4])
+    return "\n\n".join(
+        [
+            f"3-layer encoder, {size}, {sizes['batches']} batches an epoch. "
+            f"{in_words(results['machine'])}.",
+            _markdown(["", *header, "peak MB"], lines),
+            _markdown(["", "arm", f"{BASELINE}'s time / this", "target", ""], targets),
+            "Loss and accuracy on held-out data at the end.",
+            _markdown(["", *by_arm], ends),
+        ]
+    )
+
+
+def replaced(text: str, name: str, body: str) -> str:
+    """The text with `body` between the markers of `name`.
+
+    Raises:
+        ValueError: The markers are not there, once each and in order.
+    """
+    begin, end = f"<!-- benchmarks:{name} -->", f"<!-- /benchmarks:{name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"the text must hold {begin} and then {end}, once each")
+    pattern = re.compile(re.escape(begin) + ".*" + re.escape(end), re.DOTALL)
+    return pattern.sub(lambda _: f"{begin}\n\n{body}\n\n{end}", text)
+
+
+def generated(text: str, results: Path = RESULTS) -> str:
+    """The README with the tables of the saved results."""
+    for name, file, tables in (
+        ("speed", "speed.json", speed_tables),
+        ("runs", "gradual_run.json", run_tables),
+    ):
+        text = replaced(text, name, tables(json.loads((results / file).read_text())))
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Rewrites, or checks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    check = parser.parse_args(argv).check
+    before = README.read_text()
+    after = generated(before)
+    if check:
+        return int(before != after)
+    README.write_text(after)
+    return 0
+
+
+def _targets(rows: Sequence[Row]) -> str:
+    lines = [
+        [
+            v.case,
+            f"**{v.value:.2f}**",
+            f"{v.least:.2f} to {v.most:.2f}",
+            v.target,
+            v.word,
+        ]
+        for v in verdicts(rows)
+    ]
+    return _markdown(["", "geometric mean", "over the shapes", "target", ""], lines)
+
+
+def _shapes(rows: Sequence[Row]) -> str:
+    found = {(shape_of(row), row["case"]): row for row in rows}
+    cases = [case for case in CASES if any(case == row["case"] for row in rows)]
+    lines = []
+    for shape in dict.fromkeys(shape_of(row) for row in rows):
+        cells = [_cell(found.get((shape, case))) for case in cases]
+        trained = found.get((shape, FLOOR_CASE))
+        floor = f"{trained['nn_over_floor']:.2f}, {trained['over_floor']:.2f}" if trained else ""
+        lines.append([shape, *cells, floor])
+    return _markdown(["B, T, I, H, L", *cases, "/ floor"], lines)
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return "n/a"
+    times = " / ".join(milliseconds(row[key]) for key in ("nn_ms", "bilstm_ms"))
+    return f"**{row['ratio']:.2f}** ({times})"
+
+
+def _memory(rows: Iterable[Row]) -> str:
+    found = {(shape_of(row), row["form"]): row for row in rows}
+    lines = []
+    for shape in dict.fromkeys(shape for shape, _ in found):
+        cells = [
+            f"{found[shape, form]['nn'][mode]:.0f} / {found[shape, form]['bilstm'][mode]:.0f}"
+            for form in FORMS
+            for mode in ("forward", "training")
+        ]
+        lines.append([shape, *cells])
+    modes = [f"{form}, {mode}" for form in FORMS for mode in (FORWARD, "training")]
+    return _markdown(["B, T, I, H, L", *modes], lines)
+
+
+def _tracing(rows: Sequence[Row]) -> str:
+    lines = [
+        ["torch.compile (aot_eager), s", *(f"{row['compile_s']:.2f}" for row in rows)],
+        ["torch.export, s", *(f"{row['export_s']:.2f}" for row in rows)],
+        ["nodes of the exported graph", *(str(row["nodes"]) for row in rows)],
+    ]
+    return _markdown(["", *(f"T={row['T']}" for row in rows)], lines)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    aligned = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, aligned, *rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

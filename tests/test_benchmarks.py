@@ -1,0 +1,386 @@
+"""The benchmarks: their arithmetic, their scripts, and the README's tables made from them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cases
+import gemm_floor
+import pytest
+import readme_tables
+import run_summary
+import side_by_side
+import speed
+import summary
+import torch
+import tracing
+from cases import CASES, FORMS, FORWARD, Shape
+from console_tables import milliseconds
+from gemm_floor import Gemm, Product, operations, products
+from machine import machine
+from peak_memory import SIDES, PeakMemory, peak_megabytes
+from torch.nn.utils.rnn import PackedSequence
+
+from lstm_freeze import BiLSTM, freeze
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TINY = Shape(3, 5, 4, 5, 2)
+
+
+def test_operations_of_one_layer_by_hand():
+    lstm = BiLSTM(3, 2)
+    # 2 + 1 rows. Per direction 3 x 3 x 8 products in the projection and 3 x 2 x 8 in the steps,
+    # each an addition too: 144 + 96. Backward: dh and dW_hh 96 each, dW_ih 144.
+    assert operations(products(lstm, [2, 1], training=False)) == 2 * (144 + 96)
+    assert operations(products(lstm, [2, 1], training=True)) == 2 * (144 + 96 + 96 + 96 + 144)
+
+
+def test_products_of_one_layer_by_hand():
+    assert products(BiLSTM(3, 2), [2, 1], training=True) == {
+        Product(1, 3, 3, 8): 2,  # the projection of 3 rows
+        Product(2, 2, 2, 8): 1,  # the steps of 2 and 1 rows, both directions
+        Product(2, 1, 2, 8): 1,
+        Product(2, 2, 8, 2): 1,  # the same backward
+        Product(2, 1, 8, 2): 1,
+        Product(1, 8, 3, 2): 2,  # dW_hh
+        Product(1, 8, 3, 3): 2,  # dW_ih
+    }
+
+
+@pytest.mark.parametrize(
+    ("frozen", "units"),
+    [
+        ({}, 16),
+        ({"layers": [0]}, 10),
+        ({"layers": [1]}, 13),
+        ({"kinds": "weight"}, 10),
+        # Layer 1 leaves out dW_hh and dW_ih (3 units) of one direction, layer 0 all (4) of it.
+        ({"directions": "reverse"}, 16 - (3 + 4) / 2),
+        ({"layers": [1], "directions": "reverse"}, 16 - 3 / 2),
+    ],
+)
+def test_operations_follow_what_is_trainable(frozen, units):
+    """In units of 8 T B H H per direction, for two layers and I = 2H."""
+    T, B, H = 5, 3, 4
+    lstm = BiLSTM(2 * H, H, num_layers=2)
+    if frozen:
+        freeze(lstm, **frozen)
+    assert operations(products(lstm, [B] * T, training=True)) == units * 8 * T * B * H * H * 2
+    assert operations(products(lstm, [B] * T, training=False)) == 6 * 8 * T * B * H * H * 2
+
+
+def test_the_floor_is_the_sum_of_measured_products(monkeypatch):
+    measured = []
+
+    def at_a_rate_of_1e9(product, device):
+        measured.append(product)
+        return product.operations / 1e9
+
+    monkeypatch.setattr(gemm_floor, "_measured", at_a_rate_of_1e9)
+    gemm, needed = Gemm(), products(BiLSTM(3, 2), [2, 2, 1], training=True)
+    assert gemm.seconds(needed) == pytest.approx(operations(needed) / 1e9)
+    assert gemm.seconds(needed) > 0
+    assert gemm.peak == pytest.approx(1e9)
+    assert len(measured) == len(set(measured))
+
+
+def test_a_product_is_measured():
+    gemm, needed = Gemm(), products(BiLSTM(3, 2), [2], training=True)
+    assert 0 < gemm.seconds(needed) < 10
+    assert gemm.peak > 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_twins_are_equal_and_frozen_alike(case):
+    lstm, bilstm = cases.twins(TINY, case)
+    ours = dict(bilstm.named_parameters())
+    for name, parameter in lstm.named_parameters():
+        assert torch.equal(parameter, ours[name])
+        assert parameter is not ours[name]
+        assert parameter.requires_grad == ours[name].requires_grad
+    flags = [parameter.requires_grad for parameter in ours.values()]
+    assert all(flags) == (case in (FORWARD, "everything trainable"))
+    assert any(flags)
+    assert lstm.training is bilstm.training is (case != FORWARD)
+
+
+def test_packed_input_has_the_lengths_said():
+    shape = Shape(8, 20, 3, 4, 1)
+    packed, sizes = cases.input_of(shape, "packed"), cases.batch_sizes_of(shape, "packed")
+    assert packed.batch_sizes.tolist() == sizes
+    assert len(sizes) == 20
+    assert len(packed.data) == sum(sizes) < 8 * 20
+
+
+def test_pairs_alternate_and_both_warm_up():
+    calls = []
+
+    class Fake:
+        def __init__(self, name, seconds):
+            self.name, self.seconds = name, seconds
+
+        def timed(self):
+            calls.append(self.name)
+            return self.seconds
+
+    timing = side_by_side.time_pairs(Fake("a", 3.0), Fake("b", 1.5), seconds=1.0)
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"  # the first warms up; 3 of long pairs
+    assert timing == (3.0, 1.5, 2.0, 2.0, 2.0, 3)
+    assert side_by_side.time_pairs(Fake("a", 0.4), Fake("b", 0.4), seconds=1.0).pairs == 5
+    assert side_by_side.time_pairs(Fake("a", 0.02), Fake("b", 0.03), seconds=0.5).pairs == 10
+
+
+def test_summary_is_of_pairwise_ratios():
+    timing = side_by_side.summary([(2.0, 1.0), (9.0, 3.0), (8.0, 2.0)])
+    assert timing == (8.0, 2.0, 3.0, 2.5, 3.5, 3)
+
+
+def spoil_output(bilstm):
+    def hook(module, args, result):
+        output, state = result
+        if isinstance(output, PackedSequence):
+            return output._replace(data=output.data + 1e-3), state
+        return output + 1e-3, state
+
+    bilstm.register_forward_hook(hook)
+
+
+def spoil_state(bilstm):
+    def hook(module, args, result):
+        output, (h_n, c_n) = result
+        return output, (h_n, c_n * 1.001)
+
+    bilstm.register_forward_hook(hook)
+
+
+def spoil_gradient(bilstm):
+    bilstm.weight_hh_l0_reverse.register_hook(lambda grad: grad * 1.001)
+
+
+def spoil_with_nan(bilstm):
+    bilstm.bias_ih_l0.register_hook(lambda grad: grad * float("nan"))
+
+
+def lose_gradient(bilstm):
+    bilstm.weight_ih_l0.requires_grad_(False)
+
+
+@pytest.fixture
+def spoiled(monkeypatch):
+    """Makes `speed` measure a BiLSTM that something was done to."""
+
+    def spoil(how):
+        def twins(*args):
+            lstm, bilstm = cases.twins(*args)
+            how(bilstm)
+            return lstm, bilstm
+
+        monkeypatch.setattr(speed, "twins", twins)
+
+    return spoil
+
+
+def run_speed(tmp_path, capsys, *options):
+    shape = ",".join(map(str, TINY))
+    command = ["--quick", "--parts", "times", "--shapes", shape, "--out", str(tmp_path), *options]
+    status = speed.main(command)
+    return status, json.loads((tmp_path / "speed.json").read_text()), capsys.readouterr().out
+
+
+def test_speed_measures_every_case(tmp_path, capsys):
+    status, results, printed = run_speed(tmp_path, capsys)
+    assert status == 0
+    assert [(row["form"], row["case"]) for row in results["rows"]] == [
+        (form, case) for form in FORMS for case in CASES
+    ]
+    for row in results["rows"]:
+        assert row["equal"]
+        assert row["pairs"] >= 3
+        assert row["ratio_lower"] <= row["ratio"] <= row["ratio_upper"]
+        assert row["over_floor"] == pytest.approx(row["bilstm_ms"] / row["floor_ms"])
+    assert {"torch", "threads", "cpu", "date", "step"} <= results["machine"].keys()
+    assert "Results equal in all 12 rows" in " ".join(printed.split())
+    assert "RESULTS DIFFER" not in printed
+    assert (tmp_path / "speed.png").stat().st_size > 1000
+    written = readme_tables.speed_tables(results)
+    for row in results["rows"]:
+        assert f"**{row['ratio']:.2f}** ({milliseconds(row['nn_ms'])} / " in written
+
+
+@pytest.mark.parametrize(
+    ("how", "case"),
+    [
+        (spoil_output, FORWARD),
+        (spoil_state, FORWARD),
+        (spoil_gradient, "everything trainable"),
+        (spoil_with_nan, "biases only"),
+        (lose_gradient, "everything trainable"),
+    ],
+)
+def test_different_results_fail(how, case, spoiled, tmp_path, capsys):
+    spoiled(how)
+    status, results, printed = run_speed(tmp_path, capsys, "--cases", case)
+    assert status == 1
+    assert [row["equal"] for row in results["rows"]] == [False, False]
+    assert "RESULTS DIFFER in 2 of 2 rows" in " ".join(printed.split())
+    assert "DIFFERS" in printed
+
+
+def test_one_layer_has_no_lower_layers():
+    assert not cases.applies("lower layers frozen", Shape(1, 1, 1, 1, 1))
+    assert not cases.applies("upper layers frozen", Shape(1, 1, 1, 1, 1))
+    assert all(cases.applies(case, Shape(1, 1, 1, 1, 2)) for case in CASES)
+    assert cases.applies("biases only", Shape(1, 1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        ([], speed.RESULTS),
+        (["--quick"], speed.SCRATCH),
+        (["--cases", FORWARD], speed.SCRATCH),
+        (["--shapes", "1,2,3,4,5"], speed.SCRATCH),
+    ],
+)
+def test_only_a_whole_run_replaces_the_saved_results(arguments, folder):
+    assert speed.parse(arguments).out == folder
+
+
+def test_a_wrong_shape_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        speed.parse(["--shapes", "1,2,3"])
+    assert "needs five whole numbers B,T,I,H,L, got '1,2,3'" in capsys.readouterr().err
+
+
+def row_of(form, case, ratio, over_floor=1.0, hidden=256):
+    shape = [1, 1, 1, hidden, 2]
+    return {"form": form, "case": case, "ratio": ratio, "over_floor": over_floor, "shape": shape}
+
+
+@pytest.mark.parametrize(
+    ("form", "case", "ratios", "mean", "word"),
+    [
+        ("packed", "everything trainable", [2.0, 8.0], 4.0, "met"),
+        ("packed", "everything trainable", [2.0, 7.9], 3.97, "not met"),
+        ("dense", "everything trainable", [0.86, 2.0], 1.31, "met"),
+        ("dense", "everything trainable", [0.84, 2.0], 1.30, "not met"),
+        ("packed", "biases only", [0.5], 0.5, ""),
+    ],
+)
+def test_verdicts(form, case, ratios, mean, word):
+    verdict = summary.verdicts([row_of(form, case, ratio) for ratio in ratios])[0]
+    assert verdict.case == f"{form}, {case}"
+    assert verdict.value == pytest.approx(mean, abs=0.01)
+    assert (verdict.least, verdict.most, verdict.word) == (min(ratios), max(ratios), word)
+
+
+def test_the_floor_target_is_for_each_large_shape():
+    over = [(1.2, 256), (1.6, 512), (9.0, 64)]
+    rows = [row_of("dense", "everything trainable", 2.0, value, h) for value, h in over]
+    *_, verdict = summary.verdicts(rows)
+    assert "GEMM floor" in verdict.case
+    assert (verdict.most, verdict.shapes, verdict.word) == (1.6, 2, "not met")
+    *_, verdict = summary.verdicts(rows[:1] + rows[2:])
+    assert (verdict.most, verdict.word) == (1.2, "met")
+
+
+def made_up_runs(cached=2.0, loss=0.5):
+    runs = []
+    for plan, starts, epochs in (("ULMFiT", [0, 1, 2, 3], 8), ("LP-FT", [0, 10], 12)):
+        for arm, seconds in (("nn.LSTM + BaseFinetuning", 8.0), ("BiLSTM + FreezeScheduler", 2.0)):
+            runs.append({"plan": plan, "arm": arm, "epoch_s": [seconds] * epochs})
+        arm = "BiLSTM + FreezeScheduler + cache"
+        runs.append({"plan": plan, "arm": arm, "epoch_s": [4.0] + [cached] * (epochs - 1)})
+        for run in runs[-3:]:
+            run.update(starts=starts, loss=0.5, accuracy=0.75, cache=None)
+    runs[-1]["loss"] = loss
+    return runs
+
+
+def test_verdicts_of_whole_runs():
+    found = {v.name: v for v in run_summary.run_verdicts(made_up_runs(cached=0.25))}
+    assert found["ULMFiT"].ratio == pytest.approx(4.0)
+    assert found["LP-FT"].ratio == pytest.approx(12 * 8 / (4 + 11 * 0.25))
+    frozen = found["an epoch over the frozen encoder, after the first"]
+    assert (frozen.ratio, frozen.target, frozen.word) == (32.0, 20.0, "met")
+    slower = run_summary.run_verdicts(made_up_runs(cached=8.0))
+    assert [v.word for v in slower] == ["met", "not met", "not met"]
+
+
+@pytest.mark.parametrize(("loss", "count"), [(0.5, 0), (0.50049, 0), (0.501, 1), (float("nan"), 1)])
+def test_runs_that_end_differently_are_reported(loss, count):
+    assert len(run_summary.different(made_up_runs(loss=loss))) == count
+
+
+def test_text_between_markers_is_replaced():
+    text = "a\n<!-- benchmarks:speed -->\nold\n<!-- /benchmarks:speed -->\nz"
+    once = readme_tables.replaced(text, "speed", "| \\1 |")
+    assert once == "a\n<!-- benchmarks:speed -->\n\n| \\1 |\n\n<!-- /benchmarks:speed -->\nz"
+    assert readme_tables.replaced(once, "speed", "| \\1 |") == once
+    with pytest.raises(ValueError, match=r"must hold <!-- benchmarks:runs --> and then"):
+        readme_tables.replaced(text, "runs", "")
+
+
+def test_tables_of_runs_show_every_arm():
+    runs = {"runs": made_up_runs(), "sizes": {"B": 1, "batches": 2}, "memory": []}
+    text = readme_tables.run_tables(runs | {"machine": machine()})
+    assert "| BiLSTM + FreezeScheduler | 16.0 s (4.00x) | 24.0 s (4.00x) |" in text
+
+
+def test_readme_holds_the_generated_tables():
+    text = readme_tables.README.read_text()
+    assert readme_tables.generated(text) == text, "run python benchmarks/readme_tables.py"
+
+
+def run_script(name, *arguments):
+    command = [sys.executable, str(BENCHMARKS / name), "--quick", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_speed_runs_as_a_script(tmp_path):
+    done = run_script("speed.py", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "speed.json").read_text())
+    assert results["quick"]
+    for part in ("rows", "growth", "tracing"):
+        assert results[part]
+    assert bool(results["memory"]) == PeakMemory.available()
+    assert {row["varied"] for row in results["growth"]} == {"T", "B", "H", "L"}
+    assert "geometric means over the shapes" in done.stdout
+    for name in ("speed.png", "growth.png"):
+        assert 1000 < (tmp_path / name).stat().st_size < 150_000
+
+
+@pytest.mark.slow
+def test_gradual_run_runs_as_a_script(tmp_path):
+    done = run_script("gradual_run.py", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "gradual_run.json").read_text())
+    assert len(results["runs"]) == 3 * 4
+    assert not run_summary.different(results["runs"])
+    for run in results["runs"]:
+        assert len(run["epoch_s"]) == max(run["starts"]) + 1
+        assert (run["cache"] is not None) == run["arm"].endswith("cache")
+        if run["cache"]:
+            assert run["cache"]["hits"] > 0
+    assert 1000 < (tmp_path / "gradual_run.png").stat().st_size < 150_000
+
+
+@pytest.mark.slow
+def test_graphs_do_not_grow_with_time():
+    short, long = tracing.traces((4, 64))
+    assert short["nodes"] == long["nodes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", SIDES)
+def test_peak_memory_holds_at_least_the_output(side):
+    shape = Shape(32, 128, 32, 64, 1)
+    peak = peak_megabytes(shape, "dense", side)
+    output = 32 * 128 * 2 * 64 * 4 / 1e6
+    if PeakMemory.available():
+        assert output <= peak["forward"] <= peak["training"] < 50 * output
+    else:
+        assert peak is None
