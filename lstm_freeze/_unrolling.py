@@ -23,6 +23,8 @@ from ._packing import Run, blocks_of, flipped, previous_rows, runs_of
 # The value enters the numbers (a product over a block may differ in bits from one over all rows),
 # so it depends on shapes alone.
 _BLOCK_BYTES = 4 * 2**20
+# From this many multiplications on, a step's product per direction is no slower than one for both.
+_SEPARATE_PRODUCTS = 2**20
 
 
 class Weights(NamedTuple):
@@ -239,42 +241,51 @@ def _gate_gradients(
         The gradients of the pre-activations (D, N, 4H), of the initial states (D, B, P) and
         (D, B, H), and of the outputs after projection (D, N, P; meaningless without).
     """
-    lo, hi = active[0], active[-1] + 1
-    gates, cells = state.gates[lo:hi], state.cells[lo:hi]
-    D, N, H = gates.shape[0], gates.shape[1], gates.shape[2] // 4
+    # Matrix products may differ in bits with the alignment of their operands and with what else is
+    # in their batch. So the buffers hold all directions, those not walked as zeros, and a batched
+    # product always multiplies all; where one is large enough, each direction has its own.
+    here = slice(active[0], active[-1] + 1)
+    D, N, H = state.gates.shape[0], state.gates.shape[1], state.gates.shape[2] // 4
     P, batch = state.hidden.shape[2], state.hidden.shape[1] - N
-    weight_hh = torch.stack([directions[d].weight_hh for d in active])
-    weight_hr = [w.weight_hr for w in directions[lo:hi] if w.weight_hr is not None]
+    gates, cells = state.gates[here], state.cells[here]
+    weight_hh = torch.stack([w.weight_hh for w in directions])
+    weight_hr = [(d, w) for d in active if (w := directions[d].weight_hr) is not None]
     grad_out = _sides_of(grads[0], reverse, active, gates.new_empty(D, N, P))
-    hn = gates.new_zeros(D, batch, P) if grads[1] is None else grads[1][lo:hi]
-    dc = gates.new_zeros(D, batch, H) if grads[2] is None else grads[2][lo:hi].clone()
+    hn = gates.new_zeros(D, batch, P) if grads[1] is None else grads[1]
+    dc = (gates.new_zeros(D, batch, H) if grads[2] is None else grads[2].clone())[here]
     index = None if batch_sizes is None else previous_rows(batch_sizes, N).to(gates.device)
 
-    dgates = torch.empty_like(gates)
+    dgates = torch.empty_like(state.gates)
+    for d in set(range(D)) - set(active):
+        dgates[d] = 0
     carried, wide = gates.new_empty(D * batch * P), gates.new_empty(D * batch * H)
-    size, dgate = 0, dgates[:, :0]
+    size, dgate, ended = 0, dgates[:, :0], None
     for block in reversed(blocks):
-        pointwise = _CellGradients.of(gates, cells, dgates, dc, index, _bounds(block))
+        pointwise = _CellGradients.of(gates, cells, dgates[here], dc, index, _bounds(block))
         for run in reversed(block):
-            ended = None
             if run.batch > size:
                 ended = hn[:, : run.batch].clone()
                 if size:
-                    ended[:, :size] = torch.bmm(dgate, weight_hh)
+                    known = carried[: D * size * P].view(D, size, P)
+                    ended[:, :size] = torch.bmm(dgate, weight_hh, out=known)
             size = run.batch
             dh = carried[: D * size * P].view(D, size, P)
             dm = wide[: D * size * H].view(D, size, H) if weight_hr else dh
             outs, slots = _steps(grad_out, run), _steps(dgates, run)
-            cell = pointwise.run(run, dm)
+            cell = pointwise.run(run, dm[here])
+            separate = size * 4 * H * P >= _SEPARATE_PRODUCTS
             for s in reversed(range(run.steps)):
-                if ended is None:
-                    torch.baddbmm(outs[s], dgate, weight_hh, out=dh)
-                else:
+                if ended is not None:
                     torch.add(outs[s], ended, out=dh)
                     ended = None
+                elif separate:
+                    for d in active:
+                        torch.addmm(outs[s][d], dgate[d], weight_hh[d], out=dh[d])
+                else:
+                    torch.baddbmm(outs[s], dgate, weight_hh, out=dh)
                 if weight_hr:
                     outs[s].copy_(dh)
-                for d, weight in enumerate(weight_hr):
+                for d, weight in weight_hr:
                     torch.mm(dh[d], weight, out=dm[d])
                 cell(s)
                 dgate = slots[s]
@@ -348,12 +359,14 @@ class _CellGradients(NamedTuple):
 
 def _sides_of(grad: Tensor | None, reverse: Tensor | None, active: range, out: Tensor) -> Tensor:
     """The output's gradient per direction, each in its own order of time: (D, N, P) into `out`."""
+    if grad is None or len(active) < len(out):
+        out.zero_()
     if grad is None:
-        return out.zero_()
+        return out
     P = out.shape[2]
-    for slot, d in zip(out, active, strict=True):
+    for d in active:
         side = grad[..., d * P : (d + 1) * P]
-        slot.copy_((flipped(side, reverse) if d else side).flatten(0, -2))
+        out[d].copy_((flipped(side, reverse) if d else side).flatten(0, -2))
     return out
 
 
@@ -401,9 +414,9 @@ def backward(
     )
     rows = data.flatten(0, -2)
     weights: list[list[Tensor | None]] = [[None] * 5 for _ in directions]
-    for slot, d in enumerate(active):
+    for d in active:
         ih, hh, bias_ih, bias_hh, hr = wanted.weights[d]
-        grad, out = dgates[slot].t(), weights[d]
+        grad, out = dgates[d].t(), weights[d]
         if ih:
             out[0] = grad @ (flipped(data, reverse).flatten(0, -2) if d else rows)
         if hh:
@@ -412,12 +425,12 @@ def backward(
                 hidden = hidden.index_select(0, previous_rows(batch_sizes, N).to(hidden.device))
             out[1] = grad @ hidden[:N]
         if bias_ih or bias_hh:
-            bias = dgates[slot].sum(0)
+            bias = dgates[d].sum(0)
             out[2] = bias if bias_ih else None
             out[3] = (bias.clone() if bias_ih else bias) if bias_hh else None
         if hr:
             squashed = state.cells[d, batch:].tanh().mul_(_gate_views(state.gates[d])[4])
-            out[4] = dhidden[slot].t() @ squashed
+            out[4] = dhidden[d].t() @ squashed
     ddata = None
     if wanted.data:
         parts = [(dgates[d] @ w.weight_ih).view(data.shape) for d, w in enumerate(directions)]
