@@ -73,9 +73,19 @@ WHEN = {
 }
 
 
+FAST = {
+    ("gradual_unfreezing", "epoch"), ("rates", "step"), ("plateau, best", "step"),
+    ("plateau, length", "validation"),
+}
+MATRIX = [
+    pytest.param(case, when, marks=() if (case, when) in FAST else pytest.mark.slow)
+    for case in CASES
+    for when in WHEN
+]
+
+
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-@pytest.mark.parametrize("when", WHEN)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "when"), MATRIX)
 def test_resumed_runs_end_with_the_same_bits(case, when, tmp_path):
     options = {"max_epochs": EPOCHS, "enable_checkpointing": True}
     whole = make(case)
