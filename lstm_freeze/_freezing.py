@@ -5,14 +5,12 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, SupportsIndex
 
 from torch import nn
 
 from ._distributed import ddp_of, remember_trainable, require_reducible, warn_unused
-from ._holding import dropout_switches, norm_switches
 from ._ledger import Switch, decide, withdraw
 from ._optimizers import (
     as_optimizers,
@@ -22,6 +20,8 @@ from ._optimizers import (
     require_held,
 )
 from ._parts import Tree
+from ._plan import Plan, RequiresGrad
+from ._plan import can_train as can_train
 from ._selection import Target, select_in
 from ._status import status
 from ._targets import Layers, Names
@@ -35,24 +35,6 @@ class Listener(Protocol):
 
 
 listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
-
-
-@dataclass(frozen=True, eq=False)
-class RequiresGrad:
-    """The switch of a parameter: on is trainable. No old gradient outlives a change."""
-
-    owner: nn.Parameter
-    name: str = "requires_grad"
-
-    def read(self) -> bool:
-        """Whether it is trainable."""
-        return self.owner.requires_grad
-
-    def write(self, value: bool) -> None:
-        """Make it trainable or frozen."""
-        if not (value and self.owner.requires_grad):
-            self.owner.grad = None
-        self.owner.requires_grad = value  # the method would refuse lazy parameters
 
 
 class Freeze:
@@ -269,43 +251,32 @@ def set_trainable(
 ) -> Freeze:
     """Freeze some parameters and unfreeze others: all checks, then all changes."""
     optimizers = as_optimizers(optimizer)
-    trainable = {name: p for name, p in trainable.items() if can_train(p)}
-    _refuse_unswitchable(frozen, trainable)
-    refuse_lbfgs(optimizers, _frozen_afterwards(tree, frozen, trainable))
-    require_held(optimizers, trainable)
-    changed = _changes(frozen, trainable)
+    plan = Plan(tree, frozen, {n: p for n, p in trainable.items() if can_train(p)})
+    plan.refuse_unswitchable()
+    refuse_lbfgs(optimizers, plan.frozen_afterwards)
+    require_held(optimizers, plan.trainable)
     ddp = ddp_of(module)
     if ddp is not None:
-        require_reducible(ddp, tree, trainable)
-    switches = _module_switches(tree, frozen, trainable, dropout)
+        require_reducible(ddp, tree, plan.trainable)
+    decisions = plan.decisions(dropout)
+    handle = Freeze(module, plan.changed, [switch for switch, _ in decisions])
 
-    if warn and not _trains_afterwards(tree, frozen, trainable):
+    if warn and not plan.leaves_trainable:
         warnings.warn(
             "nothing in this module is trainable any more, so a backward pass through it alone "
             "will fail; unfreeze(module, ...) what should train, or freeze less",
             stacklevel=stacklevel,
         )
-    if ddp is not None and changed:
+    if ddp is not None and plan.changed:
         warn_unused(ddp, stacklevel)
         remember_trainable(ddp, [p for p in frozen.values() if p.requires_grad])
-    newcomers = [p for p in trainable.values() if not p.requires_grad]
-    decisions = [
-        *switches,
-        *((RequiresGrad(p), False) for p in frozen.values()),
-        *((RequiresGrad(p), True) for p in trainable.values()),
-    ]
-    handle = Freeze(module, changed, [switch for switch, _ in decisions])
+    newcomers = [p for p in plan.trainable.values() if not p.requires_grad]
     for switch, value in decisions:
         decide(handle, switch, value)
     drop_state(optimizers, frozen.values())
     prepare_fused_momentum(optimizers, newcomers)
     _notify([switch for switch, _ in decisions])
     return handle
-
-
-def can_train(parameter: nn.Parameter) -> bool:
-    """Whether a parameter is of a type that can require a gradient (integers cannot)."""
-    return parameter.is_floating_point() or parameter.is_complex()
 
 
 def _read(module: nn.Module) -> Tree:
@@ -316,64 +287,6 @@ def _read(module: nn.Module) -> Tree:
 
 def _others(tree: Tree, chosen: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     return {name: p for name, p in tree.distinct().items() if name not in chosen}
-
-
-def _trains_afterwards(
-    tree: Tree, frozen: Mapping[str, nn.Parameter], trainable: Mapping[str, nn.Parameter]
-) -> bool:
-    return len(_frozen_afterwards(tree, frozen, trainable)) < len(tree.distinct())
-
-
-def _refuse_unswitchable(
-    frozen: Mapping[str, nn.Parameter], trainable: Mapping[str, nn.Parameter]
-) -> None:
-    """Raise ValueError where torch would refuse to set requires_grad, before anything is set."""
-    for name, parameter in trainable.items():
-        if not nn.parameter.is_lazy(parameter) and parameter.is_inference():
-            raise ValueError(
-                f"{name!r} was made under torch.inference_mode() and can never train; "
-                "build the module outside of it"
-            )
-    for name, parameter in {**frozen, **trainable}.items():
-        if not parameter.is_leaf:
-            raise ValueError(
-                f"{name!r} is the result of a computation that autograd recorded (it was written "
-                "to in place), so requires_grad cannot be set; write to parameters under "
-                "torch.no_grad()"
-            )
-
-
-def _changes(
-    frozen: Mapping[str, nn.Parameter], trainable: Mapping[str, nn.Parameter]
-) -> tuple[str, ...]:
-    off = [name for name, p in frozen.items() if p.requires_grad]
-    return (*off, *(name for name, p in trainable.items() if not p.requires_grad))
-
-
-def _frozen_afterwards(
-    tree: Tree, frozen: Mapping[str, nn.Parameter], trainable: Mapping[str, nn.Parameter]
-) -> list[nn.Parameter]:
-    off, on = {*map(id, frozen.values())}, {*map(id, trainable.values())}
-    return [
-        p for p in tree.distinct().values() if id(p) in off or not (p.requires_grad or id(p) in on)
-    ]
-
-
-def _module_switches(
-    tree: Tree,
-    frozen: Mapping[str, nn.Parameter],
-    trainable: Mapping[str, nn.Parameter],
-    dropout: str,
-) -> list[tuple[Switch, bool]]:
-    if dropout not in ("keep", "off"):
-        raise ValueError(f'`dropout` must be "keep" or "off", got {dropout!r}')
-    off, on = {*map(id, frozen.values())}, {*map(id, trainable.values())}
-    decisions: list[tuple[Switch, bool]] = [*norm_switches(tree, off, on)]
-    if dropout == "off":
-        afterwards = {*map(id, _frozen_afterwards(tree, frozen, trainable))}
-        decisions += [(switch, True) for switch in dropout_switches(tree, off, afterwards)]
-    # A module reached by two paths has one switch.
-    return list({(id(d[0].owner), d[0].name): d for d in decisions}.values())
 
 
 def _notify(switches: Sequence[Switch]) -> None:
