@@ -190,7 +190,8 @@ def test_callbacks_say_what_is_missing_without_lightning():
 CORE_ORDER = [
     "_layout", "_packing", "_arguments", "_bits", "_native", "_unrolling", "_recurrence", "_table",
     "_parts", "_conversion", "_bilstm",
-    "_targets", "_selection", "_optimizers", "_holding", "_distributed", "_ledger", "_plan", "_status",
+    "_targets", "_selection", "_optimizers", "_holding", "_distributed", "_ledger", "_plan",
+    "_status",
     "_freezing", "_changes", "_guard", "_groups",
     "_phases", "_rates", "_recipes", "_resolving", "_schedule_view", "_schedule_yaml", "_schedule",
     "_prefix_cache", "__init__",
