@@ -141,16 +141,6 @@ def check_state_size(state: Tensor, expected: tuple[int, int, int], message: str
         raise RuntimeError(message.format(expected, list(state.size())))
 
 
-def check_packed(data: Tensor, batch_sizes: Tensor) -> None:
-    """Raises where a PackedSequence's rows are not those its batch sizes speak of."""
-    rows = int(batch_sizes.sum())
-    if data.shape[0] != rows:
-        raise RuntimeError(
-            "input.data must have one row for each step of each sequence. "
-            f"Expected {rows} (the sum of input.batch_sizes), got {data.shape[0]}"
-        )
-
-
 def dtype_message(given: torch.dtype, expected: torch.dtype) -> str:
     """What is wrong with an input's dtype, and the remedy."""
     return (

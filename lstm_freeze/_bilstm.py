@@ -281,7 +281,6 @@ class BiLSTM(nn.Module):
         if data.dtype != weight.dtype and not _autocast(weight):
             raise RuntimeError(_arguments.dtype_message(data.dtype, weight.dtype))
         self._check_sizes(data, batch_sizes)
-        _arguments.check_packed(data, batch_sizes)
         if hx is not None:
             sizes = self._state_sizes(data, batch_sizes)
             hx = _arguments.packed_states(hx, sizes, input.sorted_indices)

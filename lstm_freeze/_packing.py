@@ -130,6 +130,16 @@ def previous_rows(batch_sizes: Tensor, rows: int) -> Tensor:
     return torch.arange(rows) + batch_sizes[0] - shift
 
 
+def check_packed(data: Tensor, batch_sizes: Tensor) -> None:
+    """Raises where a PackedSequence's rows are not those its batch sizes speak of."""
+    rows = int(batch_sizes.sum())
+    if data.shape[0] != rows:
+        raise RuntimeError(
+            "input.data must have one row for each step of each sequence. "
+            f"Expected {rows} (the sum of input.batch_sizes), got {data.shape[0]}"
+        )
+
+
 @torch.library.custom_op(
     "lstm_freeze::reverse_rows", mutates_args=(), schema="(Tensor data, Tensor sizes) -> Tensor"
 )
@@ -139,6 +149,7 @@ def reverse_rows(data: Tensor, batch_sizes: Tensor) -> Tensor:
     >>> reverse_rows(torch.zeros(5, 1), torch.tensor([2, 2, 1]))
     tensor([4, 3, 2, 1, 0])
     """
+    check_packed(data, batch_sizes)
     rows = data.shape[0]
     steps = torch.arange(len(batch_sizes))
     starts = batch_sizes.cumsum(0) - batch_sizes

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._packing import flipped
+from ._packing import check_packed, flipped
 from ._unrolling import State, Wanted, Weights, backward, forward
 
 
@@ -93,7 +93,9 @@ def _directions(weights: Sequence[Tensor | None]) -> list[Weights]:
 def _layer(*args: Any) -> tuple[Tensor, ...]:
     data, sizes, reverse, h0, c0, *weights, keep = args
     directions = _directions(weights)
-    if data.shape[0] == 0 and sizes is None:
+    if sizes is not None:
+        check_packed(data, sizes)
+    elif data.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN, got 0")
     if data.numel() == 0:
         return tuple(x.zero_() for x in _layer_like(*args))
