@@ -22,6 +22,7 @@ from lstm_freeze.callbacks import FreezeScheduler
 
 LAYERS = 3
 CLASSES = 4
+LR = 3e-4
 Batches = list[tuple[PackedSequence, Tensor]]
 
 
@@ -109,9 +110,9 @@ class Classifier(pl.LightningModule):
         return F.cross_entropy(self(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam at one rate for all."""
+        """Adam at one rate for all, low enough that rounding does not grow into another result."""
         chosen = [p for p in self.parameters() if p.requires_grad or not self.only_trainable]
-        return torch.optim.Adam(chosen, lr=1e-3)
+        return torch.optim.Adam(chosen, lr=LR)
 
     def on_train_epoch_end(self) -> None:
         """Lightning calls this after the callbacks' hooks, so their time counts."""
