@@ -10,14 +10,24 @@ from torch.nn.parallel import DistributedDataParallel
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+    from ._advance import Plateau
 
-def refuse_sharding(trainer: Trainer) -> None:
+
+def refuse_sharding(trainer: Trainer, advance: Plateau | None = None) -> None:
     """Raise ValueError for a strategy under which a phase cannot begin."""
-    name = type(trainer.strategy).__name__
-    if name in ("FSDPStrategy", "DeepSpeedStrategy"):
+    names = {base.__name__ for base in type(trainer.strategy).__mro__}
+    for name in names & {"FSDPStrategy", "DeepSpeedStrategy"}:
         raise ValueError(
             f"FreezeScheduler cannot work with {name}, which lays parameters together into flat "
-            'buffers by whether they train at the start; use "ddp_find_unused_parameters_true"'
+            "buffers by whether they train at the start; use "
+            'strategy="ddp_find_unused_parameters_true", or shard with fully_shard under '
+            "ModelParallelStrategy"
+        )
+    if "ModelParallelStrategy" in names and advance is not None and advance.restore_best:
+        raise ValueError(
+            "Plateau(restore_best=True) cannot work with ModelParallelStrategy: a checkpoint would "
+            "keep only the first rank's shards of the best weights; use restore_best=False, or "
+            'strategy="ddp_find_unused_parameters_true"'
         )
 
 

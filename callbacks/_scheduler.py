@@ -15,6 +15,7 @@ from lstm_freeze import FreezeSchedule, FrozenGuard, Phase
 
 from ._advance import Plateau, PlateauState, monitored, validate, validation_follows
 from ._both import Callback, stage_is_fit
+from ._ddp import align_buffers, send_trainable_only
 from ._frozen_check import FrozenWeightsCheck
 from ._refusals import ddp_mistakes, differences, refuse_sharding
 from ._weights import load_weights, snapshot
@@ -106,7 +107,7 @@ class FreezeScheduler(Callback):
         """Make trainable what some phase trains, before optimizers and DDP look at the module."""
         if stage != "fit":
             return
-        refuse_sharding(trainer)
+        refuse_sharding(trainer, self.advance)
         if self._module is None or self._module() is not pl_module:
             self._module = weakref.ref(pl_module)
             self._plateau, self._best = PlateauState(), {}
@@ -164,6 +165,7 @@ class FreezeScheduler(Callback):
             mistakes += differences(self._restored, self._description(resolved.schedule))
         resolved.refuse(mistakes)
         self.resolved = resolved
+        send_trainable_only(trainer.model)
         if self._restored is not None and self.advance is not None:
             self._plateau = PlateauState(**self._restored["plateau"])
             self._best = dict(self._restored.get("best", {}))
@@ -257,11 +259,13 @@ class FreezeScheduler(Callback):
         return schedule
 
     def _enter(self, trainer: Trainer, epoch: int, step: int) -> None:
-        schedule = self.resolved.schedule
+        schedule, before = self.resolved.schedule, self._index
         if self.advance is not None:
             self._index = self._plateau.phase
         else:
             self._index = self.resolved.index_at(step if schedule.unit == "step" else epoch)
+        if self._index != before:
+            align_buffers(trainer.model)
         self.resolved.enter(self._index, trainer.optimizers)
         self._logged = False
 

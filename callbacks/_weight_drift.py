@@ -86,7 +86,7 @@ class WeightDrift(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The weights at the beginning."""
-        return {"start": {n: w.cpu() for n, w in self.start.items()}} if self.start else {}
+        return {"start": {n: _whole(w).cpu() for n, w in self.start.items()}} if self.start else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Measure from the beginning that the checkpoint remembers."""
@@ -106,7 +106,7 @@ class WeightDrift(Callback):
                 f"the checkpoint's WeightDrift remembers other weights: {other}; resume with the "
                 "model it was made with, or without WeightDrift"
             )
-        self.start = {n: w.to(weights[n].device) for n, w in self.start.items()}
+        self.start = {n: _laid_out_as(weights[n], w) for n, w in self.start.items()}
         self._restored = False
         self._drift = Drift(len(self._groups)).to(pl_module.device)
 
@@ -159,6 +159,25 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _norm(tensors: Iterable[Tensor], like: Tensor) -> Tensor:
     """The norm of all elements together."""
-    norms = [torch.linalg.vector_norm(t).to(like) for t in tensors]
+    norms = [_whole(torch.linalg.vector_norm(t)).to(like) for t in tensors]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return norm
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor itself, or of a DTensor what all ranks hold together."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+def _laid_out_as(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """A value on the device of a parameter, and sharded as it is."""
+    if not hasattr(parameter, "placements") or hasattr(value, "placements"):
+        return value.to(parameter.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    like: Any = parameter
+    sharded: Tensor = distribute_tensor(
+        value.to(parameter.device), like.device_mesh, like.placements
+    )
+    return sharded

@@ -10,7 +10,14 @@ from typing import Any, Protocol, SupportsIndex
 
 from torch import nn
 
-from ._distributed import ddp_of, remember_trainable, require_reducible, warn_unused
+from ._distributed import (
+    align_buffers,
+    ddp_of,
+    remember_trainable,
+    require_reducible,
+    warn_unused,
+)
+from ._holding import Held
 from ._ledger import Switch, decide, withdraw
 from ._optimizers import (
     as_optimizers,
@@ -270,6 +277,8 @@ def set_trainable(
     if ddp is not None and plan.changed:
         warn_unused(ddp, stacklevel)
         remember_trainable(ddp, [p for p in frozen.values() if p.requires_grad])
+        align_buffers(ddp, [s.owner for s, held in switches if held and isinstance(s, Held)])
+        align_buffers(ddp, [s.owner for s, held in decisions if held and isinstance(s, Held)])
     newcomers = [p for p in plan.trainable.values() if not p.requires_grad]
     for switch, value in decisions:
         decide(handle, switch, value)

@@ -1,0 +1,67 @@
+"""What DistributedDataParallel needs while parameters freeze and thaw: buffers and messages."""
+
+# Without postponed annotations: DDP compares those of a communication hook with the types.
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+
+@torch.no_grad()
+def align_buffers(model: nn.Module | None) -> None:
+    """Give every rank rank 0's buffers, as DDP's next forward pass would.
+
+    Each rank moves its own running statistics; what is frozen now must already be what DDP makes
+    of them.
+    """
+    if isinstance(model, DistributedDataParallel) and model.broadcast_buffers:
+        source = dist.get_global_rank(model.process_group, 0)
+        for buffer in model.module.buffers():
+            dist.broadcast(buffer, source, group=model.process_group)
+
+
+def send_trainable_only(model: nn.Module | None) -> None:
+    """Have DDP exchange the gradients of what trains, and not zeros for what is frozen.
+
+    A communication hook that is there already is left in charge.
+    """
+    if not isinstance(model, DistributedDataParallel) or not model.find_unused_parameters:
+        return
+    if not model._get_ddp_logging_data().get("comm_hook"):  # type: ignore[no-untyped-call]
+        model.register_comm_hook(model.process_group, average_trainable)
+
+
+def average_trainable(
+    group: Any,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> Future[Tensor]:
+    """Average a bucket's gradients over the ranks: those of parameters that train.
+
+    Which ones do is the same on every rank, since the ranks freeze alike; a frozen parameter's
+    place in the bucket is never read.
+    """
+    buffer: Tensor = bucket.buffer()
+    gradients = zip(bucket.parameters(), bucket.gradients(), strict=True)
+    trained = [gradient for parameter, gradient in gradients if parameter.requires_grad]
+    whole = len(trained) == len(bucket.parameters())
+    if not trained:
+        nothing: Future[Tensor] = Future(devices=[buffer.device] if buffer.is_cuda else None)
+        nothing.set_result(buffer)
+        return nothing
+    message = buffer if whole else torch.cat([gradient.flatten() for gradient in trained])
+    message.div_(group.size())
+    sent = dist.all_reduce(message, group=group, async_op=True).get_future()
+
+    def put_back(_: Future[Any]) -> Tensor:
+        if not whole:
+            parts = torch.split(message, [gradient.numel() for gradient in trained])
+            for gradient, part in zip(trained, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+        return buffer
+
+    averaged: Future[Tensor] = sent.then(put_back)
+    return averaged

@@ -1,0 +1,96 @@
+"""A tagger for fits on several ranks, and what is noted after each of its steps."""
+
+import warnings
+
+import lightning.pytorch as L
+import torch
+import torch.distributed as dist
+from _fits import QUIET
+from _ranks import ranks_agree
+from torch import nn
+from torch.nn import functional as F
+
+from lstm_freeze import BiLSTM, param_groups
+
+DDP = "ddp_find_unused_parameters_true"
+T, I, BATCH = 5, 3, 2  # noqa: E741
+
+
+def rnn(kind):
+    made = {"BiLSTM": BiLSTM, "LSTM": nn.LSTM}[kind]
+    return made(I, 4, 2, bidirectional=True, batch_first=True)
+
+
+class Encoder(nn.Module):
+    def __init__(self, kind, norm):
+        super().__init__()
+        self.lstm = rnn(kind)
+        self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
+
+    def forward(self, x):
+        return self.norm(self.lstm(x)[0].mean(1))
+
+
+class Tagger(L.LightningModule):
+    def __init__(self, kind="BiLSTM", norm=False, optimizer=torch.optim.AdamW, lr=0.05):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = Encoder(kind, norm)
+        self.head = nn.Linear(8, 2)
+        self.optimizer, self.lr = optimizer, lr
+
+    def loss(self, batch):
+        return F.cross_entropy(self.head(self.encoder(batch[0])), batch[1])
+
+    def training_step(self, batch, index):
+        return self.loss(batch)
+
+    def validation_step(self, batch, index):
+        self.log("val_loss", self.loss(batch), sync_dist=True)
+
+    def configure_optimizers(self):
+        return self.optimizer(param_groups(self, self.lr))
+
+
+def loader(size=24, batch=BATCH):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(size, T, I, generator=generator)
+    rows = torch.utils.data.TensorDataset(x, (x.sum((1, 2)) > 0).long())
+    return torch.utils.data.DataLoader(rows, batch)
+
+
+class Watch(L.Callback):
+    """Notes, at each batch's end: step, whether ranks agree, what trains, and what moved."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, trainer, module):
+        self.start = self.before = {n: p.detach().clone() for n, p in module.named_parameters()}
+
+    def on_train_batch_end(self, trainer, module, *_):
+        now = {n: p.detach().clone() for n, p in module.named_parameters()}
+        self.seen.append(
+            {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "agree": ranks_agree(now.values()) if dist.is_initialized() else True,
+                "on": {n for n, p in module.named_parameters() if p.requires_grad},
+                "moved": {n for n in now if not torch.equal(now[n], self.before[n])},
+                "initial": {n for n in now if torch.equal(now[n], self.start[n])},
+            }
+        )
+        self.before = now
+
+
+def fit(module, *callbacks, world=1, strategy=None, size=24, batch=BATCH, val=True, **options):
+    """Fit on this rank with the others; gives the Trainer."""
+    made = {"max_epochs": 4, "devices": world, "num_sanity_val_steps": 0, **options}
+    strategy = strategy or (DDP if dist.is_initialized() else "auto")
+    ckpt_path = made.pop("ckpt_path", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = L.Trainer(callbacks=list(callbacks), strategy=strategy, **{**QUIET, **made})
+        loaders = loader(size, batch), loader(8, batch) if val else None
+        trainer.fit(module, *loaders, ckpt_path=ckpt_path)
+    return trainer
