@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
-import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
@@ -77,20 +75,6 @@ def remember_trainable(ddp: DistributedDataParallel, parameters: Iterable[nn.Par
     for parameter in parameters:
         if id(parameter) in reduced:
             known[parameter] = True
-
-
-@torch.no_grad()
-def align_buffers(ddp: DistributedDataParallel, modules: Iterable[nn.Module]) -> None:
-    """Give every rank rank 0's buffers of these modules, which are about to be frozen.
-
-    Each rank moves its own running statistics, and DDP overwrites them with rank 0's in the next
-    forward pass: what is frozen must already be that. Every rank has to come here.
-    """
-    if ddp.broadcast_buffers:
-        source = dist.get_global_rank(ddp.process_group, 0)
-        for module in modules:
-            for buffer in module.buffers(recurse=False):
-                dist.broadcast(buffer, source, group=ddp.process_group)
 
 
 @torch.no_grad()

@@ -277,7 +277,6 @@ def set_trainable(
     if ddp is not None and plan.changed:
         warn_unused(ddp, stacklevel)
         remember_trainable(ddp, [p for p in frozen.values() if p.requires_grad])
-        align_buffers(ddp, [s.owner for s, held in switches if held and isinstance(s, Held)])
         align_buffers(ddp, [s.owner for s, held in decisions if held and isinstance(s, Held)])
     newcomers = [p for p in plan.trainable.values() if not p.requires_grad]
     for switch, value in decisions:

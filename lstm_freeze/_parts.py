@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,19 +65,6 @@ def reshard(module: nn.Module) -> None:
             child.reshard()  # type: ignore[operator]
 
 
-def reshard(module: nn.Module) -> None:
-    """Have FSDP2 (fully_shard) put its shards back where they belong: what an optimizer holds.
-
-    After a forward pass that no backward pass followed, modules hold gathered weights for the
-    time being, and FSDP2 would overwrite what is set there.
-    """
-    if (fsdp := sys.modules.get("torch.distributed.fsdp")) is None:
-        return
-    for child in module.modules():
-        if isinstance(child, getattr(fsdp, "FSDPModule", ())):
-            child.reshard()
-
-
 def join(path: str, name: str) -> str:
     """`path.name`, or just the one of them that is not empty."""
     return f"{path}.{name}" if path and name else path or name
@@ -125,7 +111,6 @@ class Tree:
 
     def __init__(self, module: nn.Module) -> None:
         """Read the module's present state; a later change of its structure is not followed."""
-        reshard(module)
         reshard(module)
         self.root = unwrap(module)
         self.wrapped = self.root is not module
