@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ._bits import fingerprints
 from ._conversion import adopt, is_plain, swap_lstms
 from ._layout import DIRECTIONS, kinds_of, name_of, place_of, rnn_names
 from ._packing import Rows, dense_rows, packed_rows, unpermuted
+from ._precision import Precision, autocast_dtype, precision_of
 from ._unrolling import Weights
 
 State = tuple[Tensor, Tensor]
@@ -41,23 +42,6 @@ class ParameterGroup:
     direction: str
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...] = field(repr=False)
-
-
-class _Precision(NamedTuple):
-    """The dtypes of one call: what inputs are rounded to, the numbers' own, and the results'."""
-
-    rounded: torch.dtype
-    compute: torch.dtype
-    output: torch.dtype
-    cell: torch.dtype
-
-    def admit(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.rounded).to(self.compute)
-
-    def admit_all(self, weights: Weights) -> Weights:
-        ih, hh, *rest = weights
-        others = [None if w is None else self.admit(w) for w in rest]
-        return Weights(self.admit(ih), self.admit(hh), *others)
 
 
 class BiLSTM(nn.Module):
@@ -278,7 +262,7 @@ class BiLSTM(nn.Module):
     ) -> tuple[PackedSequence, State]:
         data, batch_sizes = input.data, input.batch_sizes
         weight = self._weights(0, "forward").weight_ih
-        if data.dtype != weight.dtype and not _autocast(weight):
+        if data.dtype != weight.dtype and not autocast_dtype(weight):
             raise RuntimeError(_arguments.dtype_message(data.dtype, weight.dtype))
         self._check_sizes(data, batch_sizes)
         if hx is not None:
@@ -293,7 +277,8 @@ class BiLSTM(nn.Module):
 
     def _run(self, rows: Rows, hx: State | None) -> tuple[Tensor, Tensor, Tensor]:
         """All layers over the internal form: output rows, h_n (L * D, B, P), c_n (L * D, B, H)."""
-        precision = self._precision(rows, hx)
+        weight = self._weights(0, "forward").weight_ih
+        precision = precision_of(weight, rows, hx, projected=self.proj_size > 0)
         finals: list[State] = []
 
         def run(rows: Rows, first: int, last: int) -> tuple[Rows, list[State]]:
@@ -352,7 +337,7 @@ class BiLSTM(nn.Module):
         return contexts
 
     def _run_layer(
-        self, rows: Rows, layer: int, hx: State | None, precision: _Precision
+        self, rows: Rows, layer: int, hx: State | None, precision: Precision
     ) -> tuple[Rows, Tensor, Tensor]:
         """One layer, the dropout before it included."""
         data, D = rows.data, self.num_directions
@@ -389,26 +374,10 @@ class BiLSTM(nn.Module):
         groups = self.groups[below * self.num_directions : (layer + 1) * self.num_directions]
         return not any(p.requires_grad for group in groups for p in group.parameters)
 
-    def _precision(self, rows: Rows, hx: State | None) -> _Precision:
-        """The dtypes nn.LSTM's results have, autocast included.
-
-        Sixteen-bit numbers are computed with in float32 and rounded where results are.
-        """
-        weight = self._weights(0, "forward").weight_ih
-        low = _autocast(weight)
-        if low is None or weight.dtype == torch.float64:
-            reduced = weight.dtype in (torch.bfloat16, torch.float16)
-            compute = torch.float32 if reduced else weight.dtype
-            return _Precision(weight.dtype, compute, weight.dtype, weight.dtype)
-        if rows.data.device.type != "cpu" or (rows.batch_sizes is None and not self.proj_size):
-            return _Precision(low, torch.float32, low, low)
-        cell = torch.promote_types(low, (rows.data if hx is None else hx[1]).dtype)
-        return _Precision(low, torch.float32, low if self.proj_size else cell, cell)
-
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         """Raises where the input's dtype, rank or size does not fit this module."""
         weight = self._weights(0, "forward").weight_ih
-        if input.dtype != weight.dtype and not _autocast(weight):
+        if input.dtype != weight.dtype and not autocast_dtype(weight):
             raise ValueError(_arguments.dtype_message(input.dtype, weight.dtype))
         self._check_sizes(input, batch_sizes)
 
@@ -469,7 +438,7 @@ class BiLSTM(nn.Module):
             self.check_hidden_size(hidden[k], size, f"Expected hidden[{k}] size {{}}, got {{}}")
         weight = self._weights(0, "forward").weight_ih
         for k, state in enumerate(hidden):
-            if state.dtype != weight.dtype and not _autocast(weight):
+            if state.dtype != weight.dtype and not autocast_dtype(weight):
                 raise RuntimeError(
                     f"hx must have the weights' dtype. Expected {weight.dtype}, got {state.dtype} "
                     f"for hx[{k}]: convert it with hx[{k}].to({weight.dtype})"
@@ -543,11 +512,3 @@ def replace_lstm(model: nn.Module) -> tuple[str, ...]:
         ValueError: `model` is itself an nn.LSTM, or is already wrapped or compiled.
     """
     return swap_lstms(model, lambda lstm: BiLSTM._from_lstm(lstm, share_hooks=True), stacklevel=3)
-
-
-def _autocast(weight: Tensor) -> torch.dtype | None:
-    """The dtype autocast asks for where the weights live, None where it is off."""
-    device = weight.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)

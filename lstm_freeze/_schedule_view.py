@@ -112,6 +112,7 @@ def plot(resolved: ResolvedSchedule, length: int, ax: Axes | None = None) -> Axe
     """The schedule as a timeline; what trains is told by hatching and words, not by hue."""
     try:
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise ImportError(
             'schedule.plot needs matplotlib; pip install "lstm-freeze[plot]"'
@@ -146,7 +147,7 @@ def plot(resolved: ResolvedSchedule, length: int, ax: Axes | None = None) -> Axe
     ax.set_ylim(-0.6, count - 0.4)
     ax.set_xlim(0, length)
     ax.set_xlabel(line.unit)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label_phases(ax, line)
     _legend(ax, line, looks)
     return ax
