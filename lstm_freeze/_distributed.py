@@ -14,8 +14,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ._parts import Tree, inner_name
 
-# The parameters frozen through a DDP object that its reducer holds: trainable at the wrap.
-_trainable_at_wrap: weakref.WeakKeyDictionary[DistributedDataParallel, WeakIdKeyDictionary] = (
+# The parameters that were trainable when they were frozen through a DDP object.
+_trained: weakref.WeakKeyDictionary[DistributedDataParallel, WeakIdKeyDictionary] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -36,7 +36,10 @@ def require_reducible(
     count = ddp._get_ddp_logging_data()["num_parameter_tensors"]  # type: ignore[no-untyped-call]
     if count == len(tree.distinct()):
         return
-    reduced, known = _reduced(ddp), _trainable_at_wrap.get(ddp, WeakIdKeyDictionary())
+    known = _trained.get(ddp, WeakIdKeyDictionary())
+    # What trained may have been unfrozen behind DDP's back, so the reducer itself is asked too.
+    buckets = ddp.reducer._get_zeros_like_grad_buckets()
+    reduced = {id(p) for bucket in buckets for p in bucket.parameters()}
     for name, parameter in unfrozen.items():
         trained = parameter.requires_grad or parameter in known
         if not (trained and id(parameter) in reduced):
@@ -46,11 +49,6 @@ def require_reducible(
                 "wrap the module while all that will ever train is trainable, and then call "
                 "freeze(...) with the DDP object"
             )
-
-
-def _reduced(ddp: DistributedDataParallel) -> set[int]:
-    buckets = ddp.reducer._get_zeros_like_grad_buckets()
-    return {id(p) for bucket in buckets for p in bucket.parameters()}
 
 
 def warn_unused(ddp: DistributedDataParallel, stacklevel: int) -> None:
@@ -66,15 +64,10 @@ def warn_unused(ddp: DistributedDataParallel, stacklevel: int) -> None:
 
 
 def remember_trainable(ddp: DistributedDataParallel, parameters: Iterable[nn.Parameter]) -> None:
-    """Note those of the parameters, about to be frozen, that the reducer holds.
-
-    That one is trainable now does not show it: it may have been unfrozen behind DDP's back.
-    """
-    reduced = _reduced(ddp)
-    known = _trainable_at_wrap.setdefault(ddp, WeakIdKeyDictionary())
+    """Note parameters that are trainable under this DDP object and about to be frozen."""
+    known = _trained.setdefault(ddp, WeakIdKeyDictionary())
     for parameter in parameters:
-        if id(parameter) in reduced:
-            known[parameter] = True
+        known[parameter] = True
 
 
 @torch.no_grad()

@@ -119,7 +119,7 @@ def select_in(
     patterns = [t for target in targets for t in as_targets(target, "targets")]
     names = set(tree.parameters)
     if any(target is not None for target in targets):
-        names = set(tree.all_names(set().union(*(resolve(tree, t) for t in patterns))))
+        names = set().union(*(resolve(tree, t) for t in patterns))
     if not (layers is None and directions is None and kinds is None):
         names &= set(tree.all_names(_by_keyword(tree, layers, directions, kinds)))
         if not names:
