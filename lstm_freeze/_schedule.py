@@ -340,7 +340,7 @@ class FreezeSchedule:
         """
         from ._schedule_yaml import read
 
-        return cls._from_description(read(path))
+        return cls.from_description(read(path))
 
     def to_yaml(self, path: str | os.PathLike[str]) -> None:
         """Write the schedule to a YAML file that `from_yaml` reads as an equal schedule.
@@ -435,8 +435,13 @@ class FreezeSchedule:
         return schedule
 
     @classmethod
-    def _from_description(cls, found: Mapping[str, Any]) -> FreezeSchedule:
-        """The inverse of `describe`."""
+    def from_description(cls, found: Mapping[str, Any]) -> FreezeSchedule:
+        """Make a schedule from plain types, as `describe` gives them.
+
+        Example:
+            >>> FreezeSchedule.from_description({"phases": {0: "head"}, "unit": "step"})
+            FreezeSchedule({0: ['head']}, unit='step')
+        """
         arguments = dict(found)
         recipe = arguments.pop("recipe", None)
         if recipe is None:
