@@ -252,7 +252,9 @@ def _gate_gradients(
     weight_hr = [(d, w) for d in active if (w := directions[d].weight_hr) is not None]
     grad_out = _sides_of(grads[0], reverse, active, gates.new_empty(D, N, P))
     hn = gates.new_zeros(D, batch, P) if grads[1] is None else grads[1]
-    dc = (gates.new_zeros(D, batch, H) if grads[2] is None else grads[2].clone())[here]
+    dc = gates.new_zeros(D, batch, H)[here]  # dense whatever the layout of the given gradient
+    if grads[2] is not None:
+        dc.copy_(grads[2][here])
     index = None if batch_sizes is None else previous_rows(batch_sizes, N).to(gates.device)
 
     dgates = torch.empty_like(state.gates)
