@@ -56,20 +56,33 @@ def loader(size=24, batch=BATCH):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(size, T, I, generator=generator)
     rows = torch.utils.data.TensorDataset(x, (x.sum((1, 2)) > 0).long())
-    return torch.utils.data.DataLoader(rows, batch)
+    sampler = None
+    if dist.is_initialized():  # Lightning's own would shuffle
+        sampler = torch.utils.data.DistributedSampler(rows, shuffle=False)
+    return torch.utils.data.DataLoader(rows, batch, sampler=sampler)
+
+
+def weights(module):
+    """Copies of all parameters; of sharded ones what all ranks hold together."""
+    whole = {n: getattr(p, "full_tensor", lambda p=p: p)() for n, p in module.named_parameters()}
+    return {n: p.detach().clone() for n, p in whole.items()}
 
 
 class Watch(L.Callback):
-    """Notes, at each batch's end: step, whether ranks agree, what trains, and what moved."""
+    """Notes, after each step: step, whether ranks agree, what trains, and what moved."""
 
     def __init__(self):
         self.seen = []
 
     def on_train_start(self, trainer, module):
-        self.start = self.before = {n: p.detach().clone() for n, p in module.named_parameters()}
+        self.step = trainer.global_step
+        self.start = self.before = weights(module)
 
     def on_train_batch_end(self, trainer, module, *_):
-        now = {n: p.detach().clone() for n, p in module.named_parameters()}
+        if trainer.global_step == self.step:  # gradients are being accumulated
+            return
+        self.step = trainer.global_step
+        now = weights(module)
         self.seen.append(
             {
                 "epoch": trainer.current_epoch,
@@ -83,14 +96,20 @@ class Watch(L.Callback):
         self.before = now
 
 
+def ddp(**options):
+    """A DDP strategy that finds unused parameters."""
+    return L.strategies.DDPStrategy(find_unused_parameters=True, **options)
+
+
 def fit(module, *callbacks, world=1, strategy=None, size=24, batch=BATCH, val=True, **options):
     """Fit on this rank with the others; gives the Trainer."""
     made = {"max_epochs": 4, "devices": world, "num_sanity_val_steps": 0, **options}
+    made["use_distributed_sampler"] = False
     strategy = strategy or (DDP if dist.is_initialized() else "auto")
     ckpt_path = made.pop("ckpt_path", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(callbacks=list(callbacks), strategy=strategy, **{**QUIET, **made})
-        loaders = loader(size, batch), loader(8, batch) if val else None
+        loaders = loader(size, batch), loader(12, batch) if val else None
         trainer.fit(module, *loaders, ckpt_path=ckpt_path)
     return trainer

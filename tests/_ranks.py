@@ -43,7 +43,7 @@ def run(world, function, *arguments, limit=LIMIT):
             process.join()
         failed = {rank: f"no end within {limit} s" for rank in late}
         for rank in set(range(world)) - {*late}:
-            if not (path := Path(folder, f"result{rank}")).exists():
+            if not Path(folder, f"result{rank}").exists():
                 error = Path(folder, f"error{rank}")
                 failed[rank] = error.read_text() if error.exists() else "killed"
         if failed:
