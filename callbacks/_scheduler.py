@@ -61,7 +61,7 @@ class FreezeScheduler(Callback):
         self,
         schedule: (
             FreezeSchedule
-            | dict[int, str | list[str]]
+            | dict[int | str, Any]
             | list[Phase]
             | str
             | os.PathLike[str]
@@ -344,6 +344,9 @@ def as_schedule(schedule: Any) -> FreezeSchedule | Callable[[nn.Module], FreezeS
         return schedule
     if isinstance(schedule, (str, os.PathLike)):
         return FreezeSchedule.from_yaml(schedule)
+    if isinstance(schedule, Mapping) and schedule.keys() & {"phases", "recipe"}:
+        # What LightningCLI makes of the path of a YAML file: its content.
+        return FreezeSchedule.from_description(schedule)
     if isinstance(schedule, (Mapping, list, tuple)):
         return FreezeSchedule(schedule)
     if callable(schedule):

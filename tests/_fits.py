@@ -104,7 +104,12 @@ def fit(L, model, *callbacks, val=True, ckpt_path=None, loader=None, **options):
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch|lightning")
         warnings.filterwarnings("ignore", message=".*LeafSpec")
         made = trainer(L, *callbacks, **options)
-        made.fit(model, data() if loader is None else loader, data() if val else None, ckpt_path=ckpt_path)
+        made.fit(
+            model,
+            data() if loader is None else loader,
+            data() if val else None,
+            ckpt_path=ckpt_path,
+        )
     return made
 
 

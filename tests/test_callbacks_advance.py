@@ -146,7 +146,9 @@ def test_the_best_weights_come_back_before_the_next_phase(restore):
 
 def test_a_metric_that_was_not_logged():
     callback = FreezeScheduler(THREE, advance=Plateau("valloss"))
-    with pytest.raises(ValueError, match="`monitor` 'valloss' was not logged .*logged: .*val_loss"):
+    with pytest.raises(
+        ValueError, match=r"`monitor` 'valloss' was not logged .*logged: .*val_loss"
+    ):
         fit(L, module(L), callback)
 
 

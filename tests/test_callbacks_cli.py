@@ -1,8 +1,6 @@
 """LightningCLI: every callback from YAML, and a --help that reads well."""
 
 import importlib
-
-
 import warnings
 
 import pytest
@@ -82,8 +80,13 @@ def test_freeze_scheduler(case, tmp_path):
     trainer = run(LIGHTNINGS[0], [entry("FreezeScheduler", **SCHEDULER[case])], tmp_path)
     (callback,) = [c for c in trainer.callbacks if type(c).__name__ == "FreezeScheduler"]
     assert callback.check == SCHEDULER[case].get("check", "step")
-    changes = case in ("a mapping", "a single target", "a FreezeSchedule", "a recipe",
-                       "a Plateau in short")
+    changes = case in (
+        "a mapping",
+        "a single target",
+        "a FreezeSchedule",
+        "a recipe",
+        "a Plateau in short",
+    )
     assert callback.phase == (1 if changes else 0)
 
 

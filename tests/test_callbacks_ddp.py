@@ -66,8 +66,18 @@ def train(case, folder, strategy="ddp_find_unused_parameters_true", **options):
             seen.append(([], {n: p.detach().clone() for n, p in m.named_parameters()}))
 
     scheduler, drift = CASES[case](), WeightDrift(1)
-    t = fit(L, m, scheduler, FrozenWeightsCheck(), drift, Notes(), max_epochs=EPOCHS,
-            devices=2, strategy=strategy, **options)
+    t = fit(
+        L,
+        m,
+        scheduler,
+        FrozenWeightsCheck(),
+        drift,
+        Notes(),
+        max_epochs=EPOCHS,
+        devices=2,
+        strategy=strategy,
+        **options,
+    )
     metrics = {k: float(v) for k, v in t.callback_metrics.items()}
     drifts = {k: v for k, v in metrics.items() if "drift" in k}
     torch.save((seen, scheduler.phase, drifts), Path(folder) / f"{case}-{t.global_rank}.pt")
@@ -127,8 +137,10 @@ def test_ranks_stay_equal_and_frozen_bits_stay(case, two_processes):
     }
 
 
-FROZEN_GROUPS = ["encoder.embedding", *(f"encoder.lstm[{k}].{d}" for k in (0, 1)
-                                        for d in ("forward", "reverse"))]
+FROZEN_GROUPS = [
+    "encoder.embedding",
+    *(f"encoder.lstm[{k}].{d}" for k in (0, 1) for d in ("forward", "reverse")),
+]
 
 
 @pytest.mark.slow
@@ -160,11 +172,15 @@ class Late(L.LightningModule):
 @pytest.mark.parametrize(
     ("strategy", "message"),
     [
-        (lambda: L.strategies.DDPStrategy(find_unused_parameters=True),
-         r"'encoder\.embedding\.weight' was frozen \(in configure_model or setup"),
+        (
+            lambda: L.strategies.DDPStrategy(find_unused_parameters=True),
+            r"'encoder\.embedding\.weight' was frozen \(in configure_model or setup",
+        ),
         (L.strategies.DDPStrategy, "find_unused_parameters=False the backward pass waits"),
-        (lambda: L.strategies.DDPStrategy(static_graph=True),
-         "static_graph=True the backward pass waits"),
+        (
+            lambda: L.strategies.DDPStrategy(static_graph=True),
+            "static_graph=True the backward pass waits",
+        ),
     ],
 )
 def test_refused_before_training(strategy, message, monkeypatch):

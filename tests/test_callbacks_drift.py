@@ -9,8 +9,12 @@ from lstm_freeze.callbacks import FreezeScheduler, WeightDrift
 from lstm_freeze.callbacks._weight_drift import Drift
 
 L = lightning()
-GROUPS = ["encoder.embedding", *(f"encoder.lstm[{k}].{d}" for k in (0, 1)
-                                 for d in ("forward", "reverse")), "encoder.norm", "head"]
+GROUPS = [
+    "encoder.embedding",
+    *(f"encoder.lstm[{k}].{d}" for k in (0, 1) for d in ("forward", "reverse")),
+    "encoder.norm",
+    "head",
+]
 
 
 def logged(trainer):
@@ -21,11 +25,15 @@ class TestMetric:
     def test_is_a_metric(self):
         assert issubclass(Drift, Metric)
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16,
-                                       torch.complex64])
+    @pytest.mark.parametrize(
+        "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64]
+    )
     def test_against_the_definition(self, dtype):
         torch.manual_seed(0)
-        start = [[torch.randn(3, 4).to(dtype), torch.randn(5).to(dtype)], [torch.randn(2).to(dtype)]]
+        start = [
+            [torch.randn(3, 4).to(dtype), torch.randn(5).to(dtype)],
+            [torch.randn(2).to(dtype)],
+        ]
         weights = [[w + torch.randn_like(w) for w in group] for group in start]
         metric = Drift(2)
         metric.update(weights, start)
@@ -115,11 +123,11 @@ def test_a_second_fit_goes_on_measuring():
 
 @pytest.mark.parametrize(
     ("every", "error", "message"),
-    [(0, ValueError, "`every_n_steps` must be at least 1, got 0"),
-     (2.0, TypeError, "`every_n_steps` must be an integer, got 2.0")],
+    [
+        (0, ValueError, "`every_n_steps` must be at least 1, got 0"),
+        (2.0, TypeError, "`every_n_steps` must be an integer, got 2.0"),
+    ],
 )
 def test_every_n_steps_is_checked(every, error, message):
     with pytest.raises(error, match=message):
         WeightDrift(every)
-
-

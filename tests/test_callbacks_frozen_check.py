@@ -28,8 +28,13 @@ def test_a_moved_weight_stops_the_run_and_is_named(name, mode):
     L = lightning(name)
     m = module(L)
     with pytest.raises(FrozenWeightsChanged) as caught:
-        fit(L, m, FreezeScheduler({0: "head"}), FrozenWeightsCheck(mode=mode),
-            writes(L, "on_train_batch_end", at=5))
+        fit(
+            L,
+            m,
+            FreezeScheduler({0: "head"}),
+            FrozenWeightsCheck(mode=mode),
+            writes(L, "on_train_batch_end", at=5),
+        )
     assert caught.value.names == ("encoder.lstm.weight_hh_l0",)
     assert caught.value.step == 7
     assert "likely cause" in str(caught.value)
@@ -46,8 +51,14 @@ def test_steps_are_named_as_the_trainer_counts_them_after_a_resume(tmp_path):
     half = fit(L, module(L), FreezeScheduler({0: "head"}), max_epochs=2)
     half.save_checkpoint(tmp_path / "half.ckpt")
     with pytest.raises(FrozenWeightsChanged) as caught:
-        fit(L, module(L), FreezeScheduler({0: "head"}), FrozenWeightsCheck(),
-            writes(L, "on_train_batch_start"), ckpt_path=tmp_path / "half.ckpt")
+        fit(
+            L,
+            module(L),
+            FreezeScheduler({0: "head"}),
+            FrozenWeightsCheck(),
+            writes(L, "on_train_batch_start"),
+            ckpt_path=tmp_path / "half.ckpt",
+        )
     assert caught.value.step == 9
 
 
@@ -81,8 +92,14 @@ def test_precisions(precision):
     fit(L, with_bilstm(), schedule, check, precision=precision, max_epochs=2)
     assert check.checks == 9
     with pytest.raises(FrozenWeightsChanged, match="weight_hh_l0"):
-        fit(L, with_bilstm(), FreezeScheduler({0: "head"}), FrozenWeightsCheck(),
-            writes(L, "on_train_batch_end"), precision=precision)
+        fit(
+            L,
+            with_bilstm(),
+            FreezeScheduler({0: "head"}),
+            FrozenWeightsCheck(),
+            writes(L, "on_train_batch_end"),
+            precision=precision,
+        )
 
 
 AVERAGES = {
@@ -113,8 +130,13 @@ def test_averaging_begun_before_the_freeze_is_reported_at_the_end():
 
 def test_a_write_at_the_end_of_training_is_seen():
     with pytest.raises(FrozenWeightsChanged, match="weight_hh_l0"):
-        fit(L, module(L), FreezeScheduler({0: "head"}), FrozenWeightsCheck(),
-            writes(L, "on_train_end"))
+        fit(
+            L,
+            module(L),
+            FreezeScheduler({0: "head"}),
+            FrozenWeightsCheck(),
+            writes(L, "on_train_end"),
+        )
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -74,7 +74,9 @@ WHEN = {
 
 
 FAST = {
-    ("gradual_unfreezing", "epoch"), ("rates", "step"), ("plateau, best", "step"),
+    ("gradual_unfreezing", "epoch"),
+    ("rates", "step"),
+    ("plateau, best", "step"),
     ("plateau, length", "validation"),
 }
 MATRIX = [
@@ -162,15 +164,22 @@ BASE = {0: "head", 1: "*"}
 @pytest.mark.parametrize(
     ("now", "message"),
     [
-        (FreezeScheduler({0: "head", 3: "*"}), r"the phase at 1 was \{'train': \['\*'\]\}, is None"),
+        (
+            FreezeScheduler({0: "head", 3: "*"}),
+            r"the phase at 1 was \{'train': \['\*'\]\}, is None",
+        ),
         (FreezeScheduler({0: "encoder", 1: "*"}), r"the phase at 0 was .*'head'.*, is .*'encoder'"),
         (FreezeScheduler([Phase(0, "head"), Phase(1, "*", lr=0.1)]), r"the phase at 1 was .*'lr'"),
         (FreezeScheduler(FreezeSchedule(BASE, unit="step")), "unit was None, is step"),
         (FreezeScheduler(BASE, advance=Plateau()), "advance was None, is Plateau"),
-        (FreezeScheduler(FreezeSchedule(BASE, scope=["encoder", "head"])),
-         r"it was FreezeScheduler\{'scope': \['\*'\].*this is .*'scope': \['encoder', 'head'\]"),
-        (FreezeScheduler(FreezeSchedule(BASE, exclude="encoder.norm")),
-         r"this is .*'exclude': \['encoder.norm'\]"),
+        (
+            FreezeScheduler(FreezeSchedule(BASE, scope=["encoder", "head"])),
+            r"it was FreezeScheduler\{'scope': \['\*'\].*this is .*'scope': \['encoder', 'head'\]",
+        ),
+        (
+            FreezeScheduler(FreezeSchedule(BASE, exclude="encoder.norm")),
+            r"this is .*'exclude': \['encoder.norm'\]",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
@@ -251,7 +260,10 @@ def test_a_killed_run_ends_with_the_same_bits(case, tmp_path):
     for steps in (3, 4):
         run = subprocess.Popen(
             [sys.executable, "-c", script, str(tmp_path), "0.05"],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
         )
         for line in run.stdout:
             if line.strip().isdigit():
@@ -260,9 +272,14 @@ def test_a_killed_run_ends_with_the_same_bits(case, tmp_path):
                 time.sleep(0.01)
                 run.send_signal(signal.SIGKILL)
                 break
+        run.stdout.close()
         assert run.wait() == -signal.SIGKILL
     assert list(tmp_path.glob("*.ckpt"))
     assert not (tmp_path / "end.pt").exists()
-    subprocess.run([sys.executable, "-c", script, str(tmp_path), "0"], check=True,
-                   capture_output=True, env=environment)
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), "0"],
+        check=True,
+        capture_output=True,
+        env=environment,
+    )
     assert same(torch.load(tmp_path / "end.pt"), bits(whole))

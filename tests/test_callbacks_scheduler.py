@@ -211,13 +211,21 @@ def test_two_optimizers_by_hand(toggle):
     fit(L, m, FreezeScheduler(schedule), FrozenWeightsCheck(), watch, max_epochs=1)
     head, encoder = names(m, "head"), names(m, "encoder")
     assert [(s, o) for s, o, _ in watch.seen] == [
-        (0, head), (2, head), (4, head | encoder), (6, encoder),
+        (0, head),
+        (2, head),
+        (4, head | encoder),
+        (6, encoder),
     ]
     weights = [b for _, _, b in watch.seen]
-    moved = [{n for n in a if not torch.equal(a[n], b[n])} for a, b in
-             zip(weights, [*weights[1:], bits(m)], strict=True)]
+    moved = [
+        {n for n in a if not torch.equal(a[n], b[n])}
+        for a, b in zip(weights, [*weights[1:], bits(m)], strict=True)
+    ]
     assert [{n for n in one if n in head | encoder} for one in moved] == [
-        head, head, head | encoder, encoder,
+        head,
+        head,
+        head | encoder,
+        encoder,
     ]
 
 
@@ -246,11 +254,17 @@ class TestRates:
             (lambda o: torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.5), [1, 0.5, 0.25]),
             (lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5), [1, 0.5, 0.25]),
             (lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2], 0.1), [1, 1, 0.1]),
-            (lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 4),
-             [(1 + math.cos(math.pi * i / 4)) / 2 for i in range(3)]),
+            (
+                lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 4),
+                [(1 + math.cos(math.pi * i / 4)) / 2 for i in range(3)],
+            ),
             (lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.5, 2), [1, 0.75, 0.5]),
-            (lambda o: torch.optim.lr_scheduler.ChainedScheduler(
-                [torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.5)]), [1, 0.5, 0.25]),
+            (
+                lambda o: torch.optim.lr_scheduler.ChainedScheduler(
+                    [torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.5)]
+                ),
+                [1, 0.5, 0.25],
+            ),
         ],
         ids=["Step", "Exponential", "MultiStep", "CosineAnnealing", "Linear", "Chained"],
     )
@@ -271,9 +285,11 @@ class TestRates:
             lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.1, 0.2, cycle_momentum=False),
             lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 5),
             lambda o: torch.optim.lr_scheduler.SequentialLR(
-                o, [torch.optim.lr_scheduler.StepLR(o, 5) for _ in range(2)], [3]),
+                o, [torch.optim.lr_scheduler.StepLR(o, 5) for _ in range(2)], [3]
+            ),
             lambda o: torch.optim.lr_scheduler.ChainedScheduler(
-                [torch.optim.lr_scheduler.LambdaLR(o, lambda e: 0.9**e)]),
+                [torch.optim.lr_scheduler.LambdaLR(o, lambda e: 0.9**e)]
+            ),
             lambda o: type("Own", (torch.optim.lr_scheduler.StepLR,), {})(o, 5),
         ],
         ids=["Lambda", "OneCycle", "Cyclic", "WarmRestarts", "Sequential", "Chained", "subclass"],
@@ -324,8 +340,12 @@ class TestRefusals:
         ("arguments", "error", "message"),
         [
             ({"schedule": 3}, TypeError, "`schedule` must be a FreezeSchedule, .*got int"),
-            ({"schedule": THREE, "check": "batch"}, ValueError, '"epoch" or None, got \'batch\''),
-            ({"schedule": THREE, "advance": 3}, TypeError, "`advance` must be a Plateau or None, g"),
+            ({"schedule": THREE, "check": "batch"}, ValueError, "\"epoch\" or None, got 'batch'"),
+            (
+                {"schedule": THREE, "advance": 3},
+                TypeError,
+                "`advance` must be a Plateau or None, g",
+            ),
             ({"schedule": {1: "head"}}, ValueError, "must have a phase that starts at 0"),
         ],
     )
@@ -345,13 +365,21 @@ class TestRefusals:
             fit(L, module(L), FreezeScheduler(lambda m: None))
 
     def test_all_mistakes_at_once_before_the_first_step(self):
-        m = module(L, optimizer=lambda g: torch.optim.SGD(m.head.parameters(), lr=0.1),
-                   scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda e: 1))
+        m = module(
+            L,
+            optimizer=lambda g: torch.optim.SGD(m.head.parameters(), lr=0.1),
+            scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda e: 1),
+        )
         before = bits(m)
         schedule = [Phase(0, "haed"), Phase(1, "encoder.lstm[5]"), Phase(2, "*", lr=1.0)]
         with pytest.raises(ValueError, match="for 4 reasons") as caught:
             fit(L, m, FreezeScheduler(schedule))
-        for words in ["haed", "this LSTM has 2 layers", "`optimizer` holds no", "LambdaLR may over"]:
+        for words in [
+            "haed",
+            "this LSTM has 2 layers",
+            "`optimizer` holds no",
+            "LambdaLR may over",
+        ]:
             assert words in str(caught.value)
         assert same(bits(m), before)
         assert not m.losses

@@ -21,8 +21,7 @@ def model(layers=2):
 def trainable(module):
     """The parts that train: a part's name stands for all of its parameters."""
     named = dict(module.named_parameters())
-    on = {name for name, p in named.items() if p.requires_grad}
-    return on
+    return {name for name, p in named.items() if p.requires_grad}
 
 
 def names(module, *starts):
@@ -133,8 +132,14 @@ class TestMaking:
 
     @pytest.mark.parametrize(
         ("epoch", "expected"),
-        [(0, ("head",)), (1, ("head",)), (2, ("head", "encoder.lstm[-1]")), (4.9, THREE[2]),
-         (5, ("*",)), (10**6, ("*",))],
+        [
+            (0, ("head",)),
+            (1, ("head",)),
+            (2, ("head", "encoder.lstm[-1]")),
+            (4.9, THREE[2]),
+            (5, ("*",)),
+            (10**6, ("*",)),
+        ],
     )
     def test_trainable_at(self, epoch, expected):
         assert FreezeSchedule(THREE).trainable_at(epoch) == tuple(expected)
@@ -150,10 +155,17 @@ class TestMaking:
 class TestApply:
     def test_exactly_the_targets_train(self):
         m, schedule = model(), FreezeSchedule(THREE)
-        last = {"encoder.lstm." + n for n in dict(m["encoder"]["lstm"].named_parameters())
-                if "_l1" in n}
-        expected = {0: names(m, "head"), 1: names(m, "head"), 2: names(m, "head") | last,
-                    4: names(m, "head") | last, 5: names(m, ""), 9: names(m, "")}
+        last = {
+            "encoder.lstm." + n for n in dict(m["encoder"]["lstm"].named_parameters()) if "_l1" in n
+        }
+        expected = {
+            0: names(m, "head"),
+            1: names(m, "head"),
+            2: names(m, "head") | last,
+            4: names(m, "head") | last,
+            5: names(m, ""),
+            9: names(m, ""),
+        }
         for epoch in [0, 1, 2, 4, 5, 9, 0, 4, 1]:
             schedule.apply(m, epoch)
             assert trainable(m) == expected[epoch], epoch
@@ -177,8 +189,9 @@ class TestApply:
     def test_leaves_alone_what_is_outside_scope_or_excluded(self):
         m = model()
         freeze(m, "encoder.embedding")
-        schedule = FreezeSchedule({0: "encoder.lstm[0]", 1: "*"}, scope=["encoder"],
-                                  exclude="encoder.embedding")
+        schedule = FreezeSchedule(
+            {0: "encoder.lstm[0]", 1: "*"}, scope=["encoder"], exclude="encoder.embedding"
+        )
         schedule.apply(m, 0)
         assert trainable(m) == names(m, "head") | {n for n in names(m, "encoder.lstm") if "l0" in n}
         freeze(m, "head")
@@ -306,12 +319,17 @@ class TestRates:
     def test_first_match_wins_and_frozen_groups_keep_theirs(self):
         m = model()
         optimizer = optimizer_of(m)
-        phase = Phase(0, ["head", "encoder.lstm"], lr={"encoder.lstm[1].reverse": 3, "*": 1,
-                                                       "head": 9})
+        phase = Phase(
+            0, ["head", "encoder.lstm"], lr={"encoder.lstm[1].reverse": 3, "*": 1, "head": 9}
+        )
         FreezeSchedule([phase]).apply(m, 0, optimizer)
         assert rates(optimizer) == {
-            "encoder.embedding": 0.1, "encoder.lstm[0].forward": 1, "encoder.lstm[0].reverse": 1,
-            "encoder.lstm[1].forward": 1, "encoder.lstm[1].reverse": 3, "head": 1,
+            "encoder.embedding": 0.1,
+            "encoder.lstm[0].forward": 1,
+            "encoder.lstm[0].reverse": 1,
+            "encoder.lstm[1].forward": 1,
+            "encoder.lstm[1].reverse": 3,
+            "head": 1,
         }
 
     def test_a_mapping_may_leave_groups_alone(self):
@@ -353,7 +371,10 @@ class TestRates:
             (Phase(0, "head", lr=1e-3), "only a part of the optimizer's group 0"),
             (Phase(0, "head", warmup=5), "only a part of the optimizer's group 0"),
             (Phase(0, "*", lr={"head": 1, "*": 2}), "parameters of the optimizer's group 0 differ"),
-            (Phase(0, "*", lr={"head": 1}), "parameters of the optimizer's group 0 different rates"),
+            (
+                Phase(0, "*", lr={"head": 1}),
+                "parameters of the optimizer's group 0 different rates",
+            ),
         ],
     )
     def test_a_group_only_partly_named_is_refused(self, phase, message):

@@ -63,14 +63,19 @@ class TestGradualUnfreezing:
         )
         phases = FreezeSchedule.gradual_unfreezing(m).phases
         assert [p.train[-1] for p in phases] == [
-            "head", "encoder.high[1]", "encoder.high[0]", "encoder.low[0]",
+            "head",
+            "encoder.high[1]",
+            "encoder.high[0]",
+            "encoder.low[0]",
         ]
 
     def test_an_encoder_that_is_an_rnn_has_no_rest(self):
         m = nn.ModuleDict({"encoder": nn.LSTM(3, 3, 2), "head": nn.Linear(3, 2)})
         phases = FreezeSchedule.gradual_unfreezing(m).phases
         assert [p.train for p in phases] == [
-            ("head",), ("head", "encoder[1]"), ("head", "encoder[1]", "encoder[0]"),
+            ("head",),
+            ("head", "encoder[1]"),
+            ("head", "encoder[1]", "encoder[0]"),
         ]
 
     def test_other_names_and_the_scope(self):
@@ -84,7 +89,9 @@ class TestGradualUnfreezing:
         m = Model(layers=1)
         schedule = FreezeSchedule.gradual_unfreezing(m, encoder="*")
         assert [trained(schedule, m, e) for e in range(3)] == [
-            HEAD, HEAD | layer(m, 0), HEAD | layer(m, 0) | REST,
+            HEAD,
+            HEAD | layer(m, 0),
+            HEAD | layer(m, 0) | REST,
         ]
 
     def test_rates_go_to_every_phase(self):
@@ -139,8 +146,12 @@ class TestProgressiveFreezing:
         m, total = Model(), 50
         schedule = FreezeSchedule.progressive_freezing(m, total, t0=t0, how=how)
         groups = [
-            {"encoder.embedding.weight"}, layer(m, 0), layer(m, 1), layer(m, 2),
-            {"encoder.attention.weight", "encoder.attention.bias"}, HEAD,
+            {"encoder.embedding.weight"},
+            layer(m, 0),
+            layer(m, 1),
+            layer(m, 2),
+            {"encoder.attention.weight", "encoder.attention.bias"},
+            HEAD,
         ]
         for epoch in range(total):
             on = trained(schedule, m, epoch)
@@ -153,11 +164,16 @@ class TestProgressiveFreezing:
     def test_rates(self, scaled):
         m, total = Model(layers=1), 10
         optimizer = torch.optim.SGD(param_groups(m, 0.4))
-        schedule = FreezeSchedule.progressive_freezing(m, total, t0=0.5, how="linear",
-                                                       scaled=scaled)
-        ends = {"encoder.embedding": 0.5, "encoder.lstm[0].forward": 0.5 + 0.5 / 3,
-                "encoder.lstm[0].reverse": 0.5 + 0.5 / 3, "encoder.attention": 0.5 + 1 / 3,
-                "head": 1.0}
+        schedule = FreezeSchedule.progressive_freezing(
+            m, total, t0=0.5, how="linear", scaled=scaled
+        )
+        ends = {
+            "encoder.embedding": 0.5,
+            "encoder.lstm[0].forward": 0.5 + 0.5 / 3,
+            "encoder.lstm[0].reverse": 0.5 + 0.5 / 3,
+            "encoder.attention": 0.5 + 1 / 3,
+            "head": 1.0,
+        }
         for epoch in [0, 2.5, 4.999, 7.25, 10]:
             schedule.apply(m, epoch, optimizer)
             for group in optimizer.param_groups:
@@ -211,7 +227,7 @@ class TestEveryRecipe:
         assert (schedule.scope, schedule.unit) == (("encoder", "head"), "epoch")
 
     def test_wrong_targets_are_said_together(self, name):
-        with pytest.raises(ValueError, match='encoder="encodr".*encoder.*head="haed".*head'):
+        with pytest.raises(ValueError, match=r'encoder="encodr".*encoder.*head="haed".*head'):
             make(name, Model(), encoder="encodr", head="haed")
 
     def test_a_head_that_holds_the_encoder(self, name):

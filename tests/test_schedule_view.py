@@ -1,5 +1,6 @@
 """preview and plot: who trains when, with rates and trainable-parameter counts."""
 
+import itertools
 import subprocess
 import sys
 
@@ -150,7 +151,7 @@ def test_plot_of_many_groups_does_not_overlap():
     figure.canvas.draw()
     for axis in (ax.yaxis, ax.child_axes[0].xaxis):
         boxes = [t.get_window_extent() for t in axis.get_ticklabels() if t.get_text()]
-        for a, b in zip(boxes, boxes[1:], strict=False):
+        for a, b in itertools.pairwise(boxes):
             assert a.x1 <= b.x0 or a.y1 <= b.y0 or b.y1 <= a.y0, (a, b)
     width = figure.bbox.width
     assert all(0 <= t.get_window_extent().x0 < width for t in ax.get_yticklabels())

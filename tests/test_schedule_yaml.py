@@ -40,7 +40,9 @@ def test_round_trip(name, tmp_path):
     if name != "recipe":
         assert again.phases == schedule.phases
         assert (again.unit, again.scope, again.exclude) == (
-            schedule.unit, schedule.scope, schedule.exclude,
+            schedule.unit,
+            schedule.scope,
+            schedule.exclude,
         )
 
 
@@ -48,10 +50,14 @@ def test_round_trip(name, tmp_path):
     ("text", "expected"),
     [
         ("phases: {0: head, 2: '*'}", FreezeSchedule({0: "head", 2: "*"})),
-        ("phases: {0: head}\nscope: head\nunit: step",
-         FreezeSchedule({0: "head"}, scope="head", unit="step")),
-        ("phases:\n- {start: 0, train: head, lr: 1e-3}\n- {start: 2, train: ['*'], warmup: 5}",
-         FreezeSchedule([Phase(0, "head", lr=1e-3), Phase(2, "*", warmup=5)])),
+        (
+            "phases: {0: head}\nscope: head\nunit: step",
+            FreezeSchedule({0: "head"}, scope="head", unit="step"),
+        ),
+        (
+            "phases:\n- {start: 0, train: head, lr: 1e-3}\n- {start: 2, train: ['*'], warmup: 5}",
+            FreezeSchedule([Phase(0, "head", lr=1e-3), Phase(2, "*", warmup=5)]),
+        ),
         ("recipe: linear_probing\nevery: 3", FreezeSchedule.recipe("linear_probing", every=3)),
     ],
 )
@@ -79,40 +85,66 @@ def test_a_recipe_follows_the_model_it_is_applied_to(tmp_path):
         ("phases: 3", ['line 1, key "phases": must map starts to targets, or list start']),
         ("phases: {1: head}", ['line 1, key "phases": `phases` must have a phase that starts at']),
         ("phases: {0: 1}", ['line 1, key "phases.0": `train` must be strings']),
-        ("phases:\n  0: head\n  x: head", ["line 3, key \"phases.x\": `start` must be an integer"]),
+        ("phases:\n  0: head\n  x: head", ['line 3, key "phases.x": `start` must be an integer']),
         ("phases:\n  0: head\n  0: '*'", ['line 3, key "phases.0": stands twice']),
-        ("phases: {0: head}\nscoep: head",
-         ['line 2, key "scoep": is not known', "did you mean 'scope'?"]),
-        ("phases: {0: head}\nunit: epok",
-         ["line 2, key \"unit\": must be \"epoch\" or \"step\", got 'epok'"]),
+        (
+            "phases: {0: head}\nscoep: head",
+            ['line 2, key "scoep": is not known', "did you mean 'scope'?"],
+        ),
+        (
+            "phases: {0: head}\nunit: epok",
+            ['line 2, key "unit": must be "epoch" or "step", got \'epok\''],
+        ),
         ("phases: {0: head}\nexclude: []", ['line 2, key "exclude": `exclude` got an empty list']),
-        ("phases:\n- {start: 0, train: head}\n- {start: 0, train: x}",
-         ["key \"phases\": `phases` has two phases that start at 0"]),
-        ("phases:\n- start: 0\n  trian: head",
-         ['line 2, key "phases[0].train": is missing',
-          'line 3, key "phases[0].trian": is not known; the keys here: start, train, lr, warmup']),
-        ("phases:\n- start: 0\n  train: head\n  lr: fast\n  warmup: -2",
-         ["line 4, key \"phases[0].lr\": `lr` must be a number, got 'fast'",
-          'line 5, key "phases[0].warmup": `warmup` must not be negative, got -2']),
+        (
+            "phases:\n- {start: 0, train: head}\n- {start: 0, train: x}",
+            ['key "phases": `phases` has two phases that start at 0'],
+        ),
+        (
+            "phases:\n- start: 0\n  trian: head",
+            [
+                'line 2, key "phases[0].train": is missing',
+                'line 3, key "phases[0].trian": is not known; the keys here: start, train',
+            ],
+        ),
+        (
+            "phases:\n- start: 0\n  train: head\n  lr: fast\n  warmup: -2",
+            [
+                "line 4, key \"phases[0].lr\": `lr` must be a number, got 'fast'",
+                'line 5, key "phases[0].warmup": `warmup` must not be negative, got -2',
+            ],
+        ),
         ("phases:\n- head", ['line 2, key "phases[0]": must be a mapping (key: value)']),
         ("recipe: chain_thw", ["line 1, key \"recipe\": no recipe 'chain_thw'", "'chain_thaw'?"]),
-        ("recipe: chain_thaw\nphases: {0: head}",
-         ['line 2, key "phases": cannot stand beside recipe']),
-        ("recipe: chain_thaw\nevry: 3\nevery: 0\nlr: x\nhead: [a]",
-         ["line 2, key \"evry\": is not known; the keys here: encoder, head, every, lr",
-          'line 3, key "every": `every` must be at least 1, got 0',
-          "line 4, key \"lr\": `lr` must be a number, got 'x'",
-          "line 5, key \"head\": must be one target (a string), got ['a']"]),
+        (
+            "recipe: chain_thaw\nphases: {0: head}",
+            ['line 2, key "phases": cannot stand beside recipe'],
+        ),
+        (
+            "recipe: chain_thaw\nevry: 3\nevery: 0\nlr: x\nhead: [a]",
+            [
+                'line 2, key "evry": is not known; the keys here: encoder, head, every, lr',
+                'line 3, key "every": `every` must be at least 1, got 0',
+                "line 4, key \"lr\": `lr` must be a number, got 'x'",
+                "line 5, key \"head\": must be one target (a string), got ['a']",
+            ],
+        ),
         ("recipe: progressive_freezing", ['line 1, key "total": is missing; it is the length']),
-        ("recipe: progressive_freezing\ntotal: 0\nt0: 4\nhow: round\nscaled: 2",
-         ["`total` must be at least 1, got 0", 'line 3, key "t0": `t0` must be above 0 and at most',
-          'line 4, key "how": `how` must be one of', 'line 5, key "scaled": `scaled` must be a b']),
+        (
+            "recipe: progressive_freezing\ntotal: 0\nt0: 4\nhow: round\nscaled: 2",
+            [
+                "`total` must be at least 1, got 0",
+                'line 3, key "t0": `t0` must be above 0 and at most',
+                'line 4, key "how": `how` must be one of',
+                'line 5, key "scaled": `scaled` must be a b',
+            ],
+        ),
     ],
 )
 def test_errors_point_at_line_and_key(text, messages, tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match="s.yaml") as caught:
+    with pytest.raises(ValueError, match=r"s\.yaml") as caught:
         FreezeSchedule.from_yaml(path)
     for message in messages:
         assert message in str(caught.value)
