@@ -28,7 +28,7 @@ class Plateau:
     Raises:
         ValueError: A value is out of its range.
 
-    Example:
+    Examples:
         >>> Plateau(monitor="val_acc", mode="max", patience=3).patience
         3
     """

@@ -27,7 +27,7 @@ class FrozenWeightsCheck(Callback):
     Raises:
         ValueError: A value is out of its range.
 
-    Example:
+    Examples:
         >>> FrozenWeightsCheck(every_n_steps=10, mode="fingerprint").every_n_steps
         10
     """

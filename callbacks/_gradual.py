@@ -22,7 +22,7 @@ class GradualUnfreezing(FreezeScheduler):
         check: When to compare all that is frozen: "step", "epoch" or None; see FreezeScheduler.
         advance: A Plateau, to begin the next phase when a metric has stopped improving.
 
-    Example:
+    Examples:
         >>> GradualUnfreezing(encoder="model.encoder", head="model.head").state_key
         "FreezeScheduler{'scope': ['model.encoder', 'model.head'], 'exclude': []}"
     """

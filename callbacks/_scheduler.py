@@ -52,7 +52,7 @@ class FreezeScheduler(Callback):
         ValueError: The schedule is wrong, or `check` is unknown.
         TypeError: `schedule` or `advance` is of another type than named above.
 
-    Example:
+    Examples:
         >>> FreezeScheduler({0: ["head"], 1: ["head", "encoder.lstm[-1]"], 3: ["*"]}).state_key
         "FreezeScheduler{'scope': ['*'], 'exclude': []}"
     """

@@ -65,7 +65,7 @@ class WeightDrift(Callback):
     Raises:
         ValueError: `every_n_steps` is less than 1.
 
-    Example:
+    Examples:
         >>> WeightDrift(every_n_steps=10).every_n_steps
         10
     """

@@ -27,7 +27,7 @@ State = tuple[Tensor, Tensor]
 class ParameterGroup:
     """The parameters of one layer and direction of an RNN.
 
-    Example:
+    Examples:
         >>> BiLSTM(4, 8).groups[1].names[0]
         'weight_ih_l0_reverse'
 
@@ -51,7 +51,7 @@ class BiLSTM(nn.Module):
     errors; only the default of `bidirectional` differs. Its backward pass does only the work that
     something trainable needs, and what is frozen never changes a bit of its forward pass.
 
-    Example:
+    Examples:
         >>> lstm = BiLSTM(4, 8, num_layers=2)
         >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 4))
         >>> output.shape, h_n.shape
@@ -129,7 +129,7 @@ class BiLSTM(nn.Module):
         Optimizers and ties that hold the parameters stay valid. Hooks (later ones apart), the
         training mode, parametrizations and attributes are taken over.
 
-        Example:
+        Examples:
             >>> lstm = nn.LSTM(4, 8)
             >>> BiLSTM.from_lstm(lstm).weight_hh_l0 is lstm.weight_hh_l0
             True
@@ -153,7 +153,7 @@ class BiLSTM(nn.Module):
     def to_lstm(self) -> nn.LSTM:
         """Makes an nn.LSTM of this module, with the same Parameter objects.
 
-        Example:
+        Examples:
             >>> BiLSTM(4, 8).to_lstm()
             LSTM(4, 8, bidirectional=True)
         """
@@ -193,7 +193,7 @@ class BiLSTM(nn.Module):
     def groups(self) -> tuple[ParameterGroup, ...]:
         """The parameters per layer and direction, input side first, forward before reverse.
 
-        Example:
+        Examples:
             >>> [(g.layer, g.direction) for g in BiLSTM(4, 8).groups]
             [(0, 'forward'), (0, 'reverse')]
         """
@@ -500,7 +500,7 @@ def replace_lstm(model: nn.Module) -> tuple[str, ...]:
     mode and parametrizations are kept. An nn.LSTM that stands in several places stays shared.
     Subclasses of nn.LSTM are left alone with a warning.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Embedding(20, 4), nn.LSTM(4, 8))
         >>> replace_lstm(model)
         ('1',)

@@ -56,7 +56,7 @@ class Freeze:
     Attributes:
         changed: Names of the parameters whose requires_grad the call changed, each parameter once.
 
-    Example:
+    Examples:
         >>> lstm = nn.LSTM(4, 8)
         >>> with freeze(lstm, kinds="weight_hh") as frozen:
         ...     frozen.changed, lstm.weight_hh_l0.requires_grad
@@ -137,7 +137,7 @@ def freeze(
     Warns:
         UserWarning: The call named something, and nothing is left that trains.
 
-    Example:
+    Examples:
         >>> lstm = nn.LSTM(4, 8, num_layers=2)
         >>> freeze(lstm, layers=[0]).changed
         ('weight_ih_l0', 'weight_hh_l0', 'bias_ih_l0', 'bias_hh_l0')
@@ -188,7 +188,7 @@ def unfreeze(
             Nothing was changed.
         TypeError: An argument is of the wrong type. Nothing was changed.
 
-    Example:
+    Examples:
         >>> lstm = nn.LSTM(4, 8, num_layers=2)
         >>> unfreeze(lstm, layers=-1, only=True).changed
         ('weight_ih_l0', 'weight_hh_l0', 'bias_ih_l0', 'bias_hh_l0')
@@ -224,7 +224,7 @@ def freeze_up_to(module: nn.Module, layer_or_target: SupportsIndex | Target) -> 
         ValueError: There is no such layer or target. Nothing was changed.
         TypeError: `layer_or_target` is neither a layer nor a target. Nothing was changed.
 
-    Example:
+    Examples:
         >>> model = nn.ModuleDict({"emb": nn.Embedding(9, 4), "lstm": nn.LSTM(4, 8, 2)})
         >>> freeze_up_to(model, 0).changed[:3]
         ('emb.weight', 'lstm.weight_ih_l0', 'lstm.weight_hh_l0')

@@ -51,7 +51,7 @@ def param_groups(
         ValueError: A number is out of its range.
         TypeError: An argument is of another type than named above.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.LSTM(4, 8, num_layers=2), nn.Linear(8, 2))
         >>> for group in param_groups(model, 0.01, layer_decay=0.5):
         ...     print(group["name"], len(group["params"]), group["lr"])
@@ -104,7 +104,7 @@ def slanted_triangular(
         ValueError: A number is out of its range, or there is not exactly one optimizer.
         TypeError: An argument is of another type than named above.
 
-    Example:
+    Examples:
         >>> import torch
         >>> optimizer = torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.32)
         >>> scheduler = slanted_triangular(optimizer, total_steps=100)

@@ -63,7 +63,7 @@ class FrozenGuard:
         ValueError: `mode` is neither `"exact"` nor `"fingerprint"`.
         TypeError: `module` is not a module.
 
-    Example:
+    Examples:
         >>> import torch
         >>> lstm = nn.LSTM(4, 8)
         >>> _ = lstm.requires_grad_(False)
@@ -135,7 +135,7 @@ class FrozenGuard:
             TypeError: `optimizer` or `every_n_steps` is of the wrong type.
             ValueError: `every_n_steps` is less than 1, or there is no optimizer.
 
-        Example:
+        Examples:
             >>> import torch
             >>> model = nn.Linear(2, 1)
             >>> _ = model.weight.requires_grad_(False)

@@ -31,7 +31,7 @@ class Phase:
         ValueError: A value is out of its range, or a list is empty.
         TypeError: An argument is of another type than named above.
 
-    Example:
+    Examples:
         >>> Phase(3, ["head", "encoder"], lr={"head": 1e-4, "*": 1e-5}, warmup=100)
         Phase(3, ['head', 'encoder'], lr={'head': 0.0001, '*': 1e-05}, warmup=100)
     """

@@ -56,7 +56,7 @@ class PrefixCache:
         TypeError: `max_bytes` or a level is not an integer.
         ValueError: `max_bytes` is negative or a level is less than 1.
 
-    Example:
+    Examples:
         >>> from lstm_freeze import BiLSTM, freeze
         >>> lstm = BiLSTM(4, 8, num_layers=2)
         >>> _ = freeze(lstm, layers=0)

@@ -42,7 +42,7 @@ class FreezeSchedule:
             unknown. All such mistakes are said at once.
         TypeError: An argument is of another type than named above.
 
-    Example:
+    Examples:
         >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8, 2), "head": nn.Linear(8, 2)})
         >>> schedule = FreezeSchedule({0: ["head"], 1: ["head", "encoder[-1]"], 3: ["*"]})
         >>> schedule.trainable_at(2)
@@ -88,7 +88,7 @@ class FreezeSchedule:
     def trainable_at(self, epoch: float) -> tuple[str, ...]:
         """Name the targets that train at an epoch (or step).
 
-        Example:
+        Examples:
             >>> FreezeSchedule({0: "head", 2: "*"}).trainable_at(7)
             ('*',)
         """
@@ -114,7 +114,7 @@ class FreezeSchedule:
             ValueError: A target of any phase, the scope or an optimizer is wrong; all mistakes
                 are said at once, and nothing was changed.
 
-        Example:
+        Examples:
             >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8), "head": nn.Linear(8, 2)})
             >>> schedule = FreezeSchedule({0: "head", 2: "*"})
             >>> for epoch in range(4):
@@ -143,7 +143,7 @@ class FreezeSchedule:
             ValueError: A target matches nothing, lies outside the scope, or a phase has nothing
                 that can train; all mistakes are said at once.
 
-        Example:
+        Examples:
             >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8), "head": nn.Linear(8, 2)})
             >>> list(FreezeSchedule({0: "head"}).resolve(model).phases[0].train)
             ['head.weight', 'head.bias']
@@ -190,7 +190,7 @@ class FreezeSchedule:
             every: The length of a phase in epochs.
             lr: As in `Phase`, for every phase.
 
-        Example:
+        Examples:
             >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8, 2), "head": nn.Linear(8, 2)})
             >>> for phase in FreezeSchedule.gradual_unfreezing(model).phases:
             ...     print(phase)
@@ -224,7 +224,7 @@ class FreezeSchedule:
             lr: The rate of the head's stage; the stages after it have a tenth of it (in the
                 paper 1e-3 and 1e-4). A mapping is as in `Phase`, for every stage.
 
-        Example:
+        Examples:
             >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8, 2), "head": nn.Linear(8, 2)})
             >>> [phase.train for phase in FreezeSchedule.chain_thaw(model).phases]
             [('head',), ('encoder[0]',), ('encoder[1]',), ('head', 'encoder')]
@@ -251,7 +251,7 @@ class FreezeSchedule:
             every: The length of the linear probing in epochs.
             lr: As in `Phase`, for both phases.
 
-        Example:
+        Examples:
             >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8), "head": nn.Linear(8, 2)})
             >>> FreezeSchedule.linear_probing(model, every=5).phases
             (Phase(0, ['head']), Phase(5, ['head', 'encoder']))
@@ -286,7 +286,7 @@ class FreezeSchedule:
             how: The shape s: `"linear"`, `"squared"` or `"cubic"`.
             scaled: Divide each layer's initial rate by r_i, so that each travels as far.
 
-        Example:
+        Examples:
             >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8, 2), "head": nn.Linear(8, 2)})
             >>> FreezeSchedule.progressive_freezing(model, 10, t0=0.5, how="linear").phases[1:]
             (Phase(5, ['encoder[1]', 'head']), Phase(8, ['head']))
@@ -307,7 +307,7 @@ class FreezeSchedule:
         Raises:
             ValueError: There is no such recipe or argument.
 
-        Example:
+        Examples:
             >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8), "head": nn.Linear(8, 2)})
             >>> schedule = FreezeSchedule.recipe("linear_probing", every=5)
             >>> schedule.for_model(model).trainable_at(5)
@@ -331,7 +331,7 @@ class FreezeSchedule:
             ValueError: Something in the file is wrong; every mistake is said, with line and key.
             ImportError: PyYAML is not installed.
 
-        Example:
+        Examples:
             >>> import pathlib, tempfile
             >>> path = pathlib.Path(tempfile.mkdtemp()) / "schedule.yaml"
             >>> _ = path.write_text("phases: {0: head, 3: ['*']}")
@@ -438,7 +438,7 @@ class FreezeSchedule:
     def from_description(cls, found: Mapping[str, Any]) -> FreezeSchedule:
         """Make a schedule from plain types, as `describe` gives them.
 
-        Example:
+        Examples:
             >>> FreezeSchedule.from_description({"phases": {0: "head"}, "unit": "step"})
             FreezeSchedule({0: ['head']}, unit='step')
         """

@@ -95,7 +95,7 @@ def select(
             used where there is not exactly one RNN, or nothing is left.
         TypeError: An argument is of another type than named above.
 
-    Example:
+    Examples:
         >>> lstm = nn.LSTM(4, 8, num_layers=2, bidirectional=True)
         >>> list(select(lstm, layers=-1, directions="reverse", kinds="bias"))
         ['bias_ih_l1_reverse', 'bias_hh_l1_reverse']

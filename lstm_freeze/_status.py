@@ -35,7 +35,7 @@ def status(module: nn.Module, optimizer: Any = None, by: str = "layer") -> Statu
         ValueError: `by` is neither `"layer"` nor `"parameter"`.
         TypeError: `module` or `optimizer` is of the wrong type.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.LSTM(4, 8), nn.Linear(8, 2))
         >>> _ = model[0].requires_grad_(False)
         >>> print(status(model))
