@@ -332,7 +332,7 @@ class TestRates:
         recipe = FreezeSchedule.recipe("progressive_freezing", total=4)
         loader = torch.utils.data.DataLoader(Endless(), 2)
         with pytest.raises(ValueError, match="needs the length of an epoch, and the training data"):
-            fit(L, module(L), FreezeScheduler(recipe), loader=loader, val=False)
+            fit(L, module(L), FreezeScheduler(recipe), loader=loader)
 
 
 class TestRefusals:
