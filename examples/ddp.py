@@ -1,4 +1,4 @@
-"""Gradual unfreezing on several processes: what changes is `strategy=`, `devices=` and `num_nodes=`.
+"""Gradual unfreezing on several processes: only `strategy=`, `devices=` and `num_nodes=` change.
 
     python examples/ddp.py --devices 2
 
