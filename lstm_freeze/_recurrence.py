@@ -10,7 +10,7 @@ Shapes are written as in `_unrolling`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -227,16 +227,22 @@ def layer(
     tensors = (data, h0, c0, *weights)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     # Whether a traced program will ever run backward is not known: it then runs forward again.
-    keep = keep and not (torch.compiler.is_exporting() or _is_jit_tracing())
+    keep = keep and not (_is_exporting() or _is_jit_tracing())
     output: tuple[Tensor, Tensor, Tensor] = _layer(*args[:-1], *weights, *absent, keep)[:3]
     return output
 
 
 def is_traced(data: Tensor) -> bool:
     """Whether the call is recorded or transformed rather than simply run."""
-    compiling = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    compiling = torch.compiler.is_compiling() or _is_exporting()
     fake = data.is_meta or isinstance(data, torch._subclasses.FakeTensor)
     return compiling or fake or _is_jit_tracing() or _transformed()
+
+
+def _is_exporting() -> bool:
+    # Before torch 2.7 the two could not be told apart.
+    told: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return told()
 
 
 def _is_jit_tracing() -> bool:
