@@ -29,7 +29,7 @@ class Rows(NamedTuple):
 
     def with_data(self, data: Tensor) -> Rows:
         """The same sequences with other features: (..., F)."""
-        return self._replace(data=data)
+        return Rows(data, self.batch_sizes, self.reverse)
 
 
 class Run(NamedTuple):
