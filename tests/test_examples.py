@@ -207,8 +207,8 @@ def test_whole_plain_loop_as_a_user_runs_it():
     assert "30 steps checked" in printed
 
 
-def test_every_example_is_run_here():
-    here = Path(__file__).read_text()
-    names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"finetune_peptides", "peptides", "plain_loop"}
-    assert all(f"{name}." in here for name in names)
+def test_every_example_is_run_by_the_tests():
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    names = {path.name for path in EXAMPLES.glob("*.py")} - {"peptides.py"}
+    assert len(names) >= 6
+    assert {name for name in names if f'"{name}"' not in tests} == set()
