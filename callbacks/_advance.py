@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Plateau:
 
     Raises:
         ValueError: A value is out of its range.
+        TypeError: A name, number or flag is of another type.
 
     Examples:
         >>> Plateau(monitor="val_acc", mode="max", patience=3).patience
@@ -42,13 +44,19 @@ class Plateau:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        if not isinstance(self.monitor, str):
+            raise TypeError(f"`monitor` must be a metric's name (a string), got {self.monitor!r}")
         if self.mode not in ("min", "max"):
             raise ValueError(f'`mode` must be "min" or "max", got {self.mode!r}')
         for name in ("patience", "max_epochs_per_phase"):
             value = getattr(self, name)
             optional = name != "patience" and value is None
-            if not optional and (not isinstance(value, int) or value < 1):
+            if not optional and (type(value) is bool or not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
+        if isinstance(self.min_delta, bool) or not isinstance(self.min_delta, Real):
+            raise TypeError(f"`min_delta` must be a number, got {self.min_delta!r}")
+        if not isinstance(self.restore_best, bool):
+            raise TypeError(f"`restore_best` must be a bool, got {self.restore_best!r}")
         if not 0 <= self.min_delta < math.inf:
             raise ValueError(f"`min_delta` must be finite and not negative, got {self.min_delta!r}")
 

@@ -41,6 +41,9 @@ class GradualUnfreezing(FreezeScheduler):
             raise TypeError(f"`every_n_epochs` must be an integer, got {every_n_epochs!r}")
         if every_n_epochs < 1:
             raise ValueError(f"`every_n_epochs` must be at least 1, got {every_n_epochs!r}")
+        for name, target in (("encoder", encoder), ("head", head)):
+            if not isinstance(target, str):
+                raise TypeError(f"`{name}` must be one target (a string), got {target!r}")
         schedule = FreezeSchedule.recipe(
             "gradual_unfreezing", encoder=encoder, head=head, every=every_n_epochs
         )

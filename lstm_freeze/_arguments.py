@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ def check_options(
     bias: Any,
     batch_first: Any,
     dropout: Any,
+    bidirectional: Any,
     proj_size: Any,
     stacklevel: int,
 ) -> None:
@@ -59,6 +60,11 @@ def check_options(
             raise TypeError(f"{name} should be of type {kind.__name__}, got: {given}")
         if kind is int and value <= 0:
             raise ValueError(f"{name} must be greater than zero, got {value}")
+    # Any integer, as nn.LSTM takes them.
+    for name, value in (("bidirectional", bidirectional), ("proj_size", proj_size)):
+        if not isinstance(value, SupportsIndex):
+            wanted = "bool" if name == "bidirectional" else "int"
+            raise TypeError(f"{name} should be of type {wanted}, got: {type(value).__name__}")
     if num_layers <= 0:
         raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
     if proj_size < 0:

@@ -104,6 +104,7 @@ class BiLSTM(nn.Module):
             bias=bias,
             batch_first=batch_first,
             dropout=dropout,
+            bidirectional=bidirectional,
             proj_size=proj_size,
             stacklevel=2,
         )

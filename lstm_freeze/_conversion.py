@@ -70,6 +70,8 @@ def swap_lstms(
 
     A module that stands in several places is converted once.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, nn.LSTM):
         raise ValueError(
             "model must contain nn.LSTM modules, got an nn.LSTM itself, which cannot be replaced "

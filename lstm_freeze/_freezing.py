@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, SupportsIndex
 
@@ -148,7 +148,7 @@ def freeze(
         module,
         tree,
         frozen=chosen,
-        trainable=_others(tree, chosen) if only else {},
+        trainable=_others(tree, chosen, only),
         optimizer=optimizer,
         dropout=dropout,
         warn=any(named is not None for named in (*targets, layers, directions, kinds, exclude)),
@@ -198,7 +198,7 @@ def unfreeze(
     return set_trainable(
         module,
         tree,
-        frozen=_others(tree, chosen) if only else {},
+        frozen=_others(tree, chosen, only),
         trainable=chosen,
         optimizer=optimizer,
         warn=only or any(named is not None for named in (*targets, layers, directions, kinds)),
@@ -230,7 +230,9 @@ def freeze_up_to(module: nn.Module, layer_or_target: SupportsIndex | Target) -> 
         ('emb.weight', 'lstm.weight_ih_l0', 'lstm.weight_hh_l0')
     """
     tree = _read(module)
-    if layer_or_target is None or isinstance(layer_or_target, (bool, slice)):
+    if isinstance(layer_or_target, bool) or not isinstance(
+        layer_or_target, (SupportsIndex, Iterable)
+    ):
         raise TypeError(
             "`layer_or_target` must be a layer (an int) or a target (a string), "
             f"got {layer_or_target!r}"
@@ -293,7 +295,12 @@ def _read(module: nn.Module) -> Tree:
     return Tree(module)
 
 
-def _others(tree: Tree, chosen: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+def _others(tree: Tree, chosen: Mapping[str, nn.Parameter], only: bool) -> dict[str, nn.Parameter]:
+    # `only="head"` would read as a selection, and choose everything.
+    if not isinstance(only, bool):
+        raise TypeError(f"`only` must be a bool, got {only!r}; what to choose are the targets")
+    if not only:
+        return {}
     return {name: p for name, p in tree.distinct().items() if name not in chosen}
 
 

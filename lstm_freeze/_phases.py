@@ -89,7 +89,7 @@ class Annealing:
         as_length(self.total, "total")
         if not 0 < as_number(self.t0, "t0") <= 1:
             raise ValueError(f"`t0` must be above 0 and at most 1, got {self.t0!r}")
-        if self.how not in SHAPES:
+        if self.how not in tuple(SHAPES):  # a list would have no hash
             raise ValueError(f"`how` must be one of {', '.join(SHAPES)}, got {self.how!r}")
         if not isinstance(self.scaled, bool):
             raise TypeError(f"`scaled` must be a bool, got {self.scaled!r}")

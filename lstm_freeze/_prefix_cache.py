@@ -70,6 +70,8 @@ class PrefixCache:
 
     def __init__(self, max_bytes: int = 2 * 2**30, keep_levels: Iterable[int] = ()) -> None:
         self.max_bytes = _at_least(0, max_bytes, "max_bytes")
+        if not isinstance(keep_levels, Iterable):
+            raise TypeError(f"`keep_levels` must be several integers, got {keep_levels!r}")
         self.keep_levels = tuple(sorted({_at_least(1, x, "keep_levels") for x in keep_levels}))
         self._reset()
 

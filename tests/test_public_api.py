@@ -197,7 +197,7 @@ CORE_ORDER = [
     "_prefix_cache", "__init__",
 ]
 CALLBACKS_ORDER = [
-    "_both", "_weights", "_refusals", "_advance", "_frozen_check", "_weight_drift", "_scheduler",
+    "_both", "_ddp", "_weights", "_refusals", "_advance", "_frozen_check", "_weight_drift", "_scheduler",
     "_gradual", "__init__",
 ]
 # fmt: on
