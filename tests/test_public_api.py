@@ -188,7 +188,8 @@ def test_callbacks_say_what_is_missing_without_lightning():
 # A file imports only files above it. A new file is put where it belongs.
 # fmt: off
 CORE_ORDER = [
-    "_layout", "_packing", "_arguments", "_bits", "_native", "_unrolling", "_precision", "_recurrence", "_table",
+    "_layout", "_packing", "_arguments", "_bits", "_native", "_unrolling", "_precision",
+    "_recurrence", "_table",
     "_parts", "_conversion", "_bilstm",
     "_targets", "_selection", "_optimizers", "_holding", "_distributed", "_ledger", "_plan",
     "_status",
@@ -197,8 +198,8 @@ CORE_ORDER = [
     "_prefix_cache", "__init__",
 ]
 CALLBACKS_ORDER = [
-    "_both", "_ddp", "_weights", "_refusals", "_advance", "_frozen_check", "_weight_drift", "_scheduler",
-    "_gradual", "__init__",
+    "_both", "_ddp", "_weights", "_refusals", "_advance", "_frozen_check", "_weight_drift",
+    "_scheduler", "_gradual", "__init__",
 ]
 # fmt: on
 EXTENSIONS = {"_gates", "_words"}
