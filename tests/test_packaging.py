@@ -1,10 +1,13 @@
 """The wheel a user installs: what it holds, and that it works away from the repository."""
 
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import venv
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -25,10 +28,57 @@ import lstm_freeze.callbacks
 installed = Path(sys.argv[1])
 assert Path(lstm_freeze.__file__).is_relative_to(installed), lstm_freeze.__file__
 assert Path(lstm_freeze.callbacks.__file__).is_relative_to(installed)
+assert len(lstm_freeze.callbacks.__all__) == 5
 lstm = lstm_freeze.BiLSTM(4, 8, num_layers=2)
 lstm_freeze.freeze(lstm, layers=[0])
 lstm(torch.randn(3, 2, 4))[0].sum().backward()
 assert lstm.weight_hh_l0.grad is None and lstm.weight_hh_l1.grad is not None
+"""
+
+
+WITHOUT_LIGHTNING = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("lightning", "pytorch_lightning", "torchmetrics"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+"""
+
+CONSUMER = """
+from pathlib import Path
+
+import torch
+from torch import nn
+from lstm_freeze import BiLSTM, Freeze, FreezeSchedule, FrozenGuard, Phase, PrefixCache, Selection
+from lstm_freeze import freeze, param_groups, replace_lstm, select, slanted_triangular, status
+from lstm_freeze.callbacks import FreezeScheduler, FrozenWeightsCheck, GradualUnfreezing, Plateau
+
+lstm: BiLSTM = BiLSTM(4, 8, num_layers=2)
+lstm.prefix_cache = PrefixCache(2**20)
+model = nn.ModuleDict({"encoder": lstm, "head": nn.Linear(16, 2)})
+optimizer = torch.optim.AdamW(param_groups(model, 0.1, layer_decay=0.5))
+paths: tuple[str, ...] = replace_lstm(model)
+chosen: Selection = select(model, "encoder[0]", kinds=["bias", "weight_hh"], directions="reverse")
+counts: dict[str, int] = {name: p.numel() for name, p in chosen.items()}
+handle: Freeze = freeze(model, layers=[0], exclude="head", optimizer=optimizer, dropout="off")
+with freeze(model, layers=slice(0, 2)) as inner, FrozenGuard(model).attach(optimizer) as guard:
+    names: tuple[str, ...] = inner.changed
+    guard.check()
+schedule = FreezeSchedule([Phase(0, "head", lr={"head": 0.1}), Phase(3, ["*"], warmup=5)])
+schedule.apply(model, 0, optimizer).undo()
+schedule.to_yaml(Path("schedule.yaml"))
+total: int = status(model, optimizer).total
+rates: torch.optim.lr_scheduler.LRScheduler = slanted_triangular(optimizer, 10)
+callbacks = [
+    FreezeScheduler({0: ["head"], 1: "*"}, advance=Plateau(patience=1)),
+    FreezeScheduler(lambda module: FreezeSchedule.chain_thaw(module)),
+    GradualUnfreezing(every_n_epochs=2),
+    FrozenWeightsCheck(mode="fingerprint"),
+]
+output, (h_n, c_n) = lstm(torch.zeros(3, 1, 4))
 """
 
 
@@ -83,6 +133,39 @@ def test_installed_wheel_works_away_from_the_repository(wheel, tmp_path):
     pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(target))
     run(*pip, str(wheel), cwd=tmp_path)
     run(sys.executable, "-c", SMOKE, str(target), cwd=tmp_path)
+    alone = SMOKE.replace("import lstm_freeze.callbacks\n", "")
+    alone = "".join(line for line in alone.splitlines(True) if "callbacks." not in line)
+    run(sys.executable, "-c", WITHOUT_LIGHTNING + alone, str(target), cwd=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("packaging")
+def test_a_typed_project_passes_mypy_strict_against_the_installed_wheel(wheel, tmp_path):
+    place = tmp_path / "venv"
+    venv.create(place, symlinks=True)
+    python = (
+        next(place.glob("bin/python")) if (place / "bin").exists() else place / "Scripts/python"
+    )
+    (site,) = [path for path in place.rglob("site-packages") if path.is_dir()]
+    pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(site))
+    run(*pip, str(wheel), cwd=tmp_path)
+    # Torch and Lightning come from here; an editable install's own .pth is not followed from there.
+    (site / "outer.pth").write_text(sysconfig.get_path("purelib"))
+    mypy = (sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python))
+    (tmp_path / "consumer.py").write_text(CONSUMER)
+    assert "Success" in run(*mypy, "consumer.py", cwd=tmp_path)
+    (tmp_path / "wrong.py").write_text(CONSUMER + "lstm.groups[0].layer + guard\n")
+    with pytest.raises(AssertionError, match="Unsupported operand types"):
+        run(*mypy, "wrong.py", cwd=tmp_path)
+
+
+def test_versions_agree():
+    written = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version("lstm-freeze") == written[1]
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    # Before the first release there is no other heading; after it the newest is the version.
+    assert headings[1:2] in ([], [written[1]])
 
 
 @pytest.mark.slow
