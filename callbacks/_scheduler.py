@@ -169,9 +169,11 @@ class FreezeScheduler(Callback):
         if self._restored is not None and self.advance is not None:
             self._plateau = PlateauState(**self._restored["plateau"])
             self._best = dict(self._restored.get("best", {}))
+        # The trainer still counts from 0 here, and a fit that was finished begins no epoch. The
+        # phase is the one the checkpoint was made in, since optimizer states go with it.
+        begun = self._phase_at(*(self._resumed_at or (0, 0)))
+        self._enter(trainer, begun if self._restored is None else self._restored["phase"])
         self._restored = None
-        # The trainer still counts from 0 here, and a fit that was finished begins no epoch.
-        self._enter(trainer, *(self._resumed_at or (0, 0)))
         if self.check and not _has_check(trainer):
             self._guard = FrozenGuard(pl_module, mode="fingerprint")
             if self.check == "step":
@@ -188,7 +190,7 @@ class FreezeScheduler(Callback):
             self._plateau = replace(self._plateau, began=trainer.current_epoch)
         if self._guard is not None:
             self._guard.step = trainer.global_step
-        self._enter(trainer, trainer.current_epoch, trainer.global_step)
+        self._enter(trainer, self._phase_at(trainer.current_epoch, trainer.global_step))
         if self._plateau.awaits:
             validate(trainer)
         self._decide(trainer, pl_module)
@@ -196,7 +198,7 @@ class FreezeScheduler(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next phase if it is due, and enter the phase of this epoch."""
         self._decide(trainer, pl_module)
-        self._enter(trainer, trainer.current_epoch, trainer.global_step)
+        self._enter(trainer, self._phase_at(trainer.current_epoch, trainer.global_step))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -205,7 +207,7 @@ class FreezeScheduler(Callback):
         schedule = self.resolved.schedule
         if schedule.unit == "step" and self.advance is None:
             if self.resolved.index_at(trainer.global_step) != self._index:
-                self._enter(trainer, trainer.current_epoch, trainer.global_step)
+                self._enter(trainer, self.resolved.index_at(trainer.global_step))
         elif schedule.annealing is not None:
             epoch = trainer.current_epoch + batch_idx / float(trainer.num_training_batches)
             self.resolved.anneal(trainer.optimizers, epoch)
@@ -258,15 +260,18 @@ class FreezeScheduler(Callback):
             raise TypeError(f"`schedule` must return a FreezeSchedule, it returned {schedule!r}")
         return schedule
 
-    def _enter(self, trainer: Trainer, epoch: int, step: int) -> None:
-        schedule, before = self.resolved.schedule, self._index
+    def _phase_at(self, epoch: int, step: int) -> int:
         if self.advance is not None:
-            self._index = self._plateau.phase
-        else:
-            self._index = self.resolved.index_at(step if schedule.unit == "step" else epoch)
-        if self._index != before:
+            return self._plateau.phase
+        by_step = self.resolved.schedule.unit == "step"
+        index: int = self.resolved.index_at(step if by_step else epoch)
+        return index
+
+    def _enter(self, trainer: Trainer, index: int) -> None:
+        if index != self._index:
             align_buffers(trainer.model)
-        self.resolved.enter(self._index, trainer.optimizers)
+        self._index = index
+        self.resolved.enter(index, trainer.optimizers)
         self._logged = False
 
     def _decide(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -282,7 +287,7 @@ class FreezeScheduler(Callback):
             due = self.advance.is_due(self._plateau, epoch)
             if trainer.strategy.reduce_boolean_decision(due, all=False):
                 self._next_phase(trainer, pl_module)
-                self._enter(trainer, epoch, trainer.global_step)
+                self._enter(trainer, self._plateau.phase)
         self._plateau = replace(self._plateau, decided=epoch)
 
     def _next_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from . import _rates
 from ._freezing import Freeze, can_train, set_trainable
-from ._optimizers import as_optimizers, refuse_lbfgs, require_held
+from ._optimizers import as_optimizers, drop_state, refuse_lbfgs, require_held
 from ._parts import Part, Tree, numel
 from ._phases import Phase, raise_all
 from ._targets import quote, resolve
@@ -128,6 +128,8 @@ class ResolvedSchedule:
         handle = None
         if self._entered != index or not self._holds(phase):
             handle = self.freeze(index, optimizers)
+        # A checkpoint that was loaded since may have brought the state of what is frozen back.
+        drop_state(optimizers, phase.frozen.values())
         if phase.phase.sets_rates or any(p.phase.warmup for p in self.phases):
             before = self.phases[index - 1].ids if index else set()
             newcomers, warmup = phase.ids - before, phase.phase.warmup

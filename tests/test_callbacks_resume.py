@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,35 @@ def test_the_state_is_that_of_the_epoch(checkpoint):
     watch = recorder(L, lambda t, m: (t.current_epoch, on(m)))
     fit(L, m, FreezeScheduler({0: "head", 1: "encoder", 2: "*"}), watch, ckpt_path=path)
     assert watch.seen == [(2, names(m, ""))] * 4
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("case", ["refreezing", "gradual_unfreezing", "chain_thaw"])
+def test_what_was_saved_after_a_fit_goes_on_as_if_the_fit_had_not_ended(case, fused, tmp_path):
+    """Its epoch is that of the next phase, its optimizer state that of the one before."""
+
+    def make():
+        sgd = partial(torch.optim.SGD, momentum=0.9, fused=True)
+        return module(L, lr=0.03, optimizer=sgd if fused else torch.optim.AdamW)
+
+    whole = make()
+    fit(L, whole, CASES[case](), loader=loader(), max_epochs=EPOCHS)
+    for epochs in range(1, EPOCHS):
+        begun = make()
+        first = fit(L, begun, CASES[case](), loader=loader(), max_epochs=epochs)
+        first.save_checkpoint(tmp_path / "fit.ckpt")
+        resumed = make()
+        options = {"ckpt_path": tmp_path / "fit.ckpt", "max_epochs": EPOCHS}
+        fit(L, resumed, CASES[case](), loader=loader(), **options)
+        assert same(bits(resumed), bits(whole)), epochs
+
+
+def test_a_checkpoint_brings_no_momentum_back_to_what_is_frozen(checkpoint):
+    path, m = checkpoint(), module(L)
+    watch = recorder(L, lambda t, m: {id(p) for p in t.optimizers[0].state})
+    fit(L, m, FreezeScheduler({0: "head"}), watch, ckpt_path=path)
+    assert watch.seen == [{id(p) for p in m.head.parameters()}] * 4
 
 
 def test_a_checkpoint_without_the_callback_can_be_continued_with_it(checkpoint):
