@@ -17,7 +17,8 @@ from ._advance import Plateau, PlateauState, monitored, validate, validation_fol
 from ._both import Callback, stage_is_fit
 from ._ddp import align_buffers, send_trainable_only
 from ._frozen_check import FrozenWeightsCheck
-from ._refusals import ddp_mistakes, differences, refuse_sharding
+from ._logged import log_caches, log_phase
+from ._refusals import ddp_mistakes, differences, refuse_sharding, refuse_uneven
 from ._weights import load_weights, snapshot
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ class FreezeScheduler(Callback):
     Logs `freeze/phase` (the index), `freeze/trainable` (how many numbers train in the module) and
     `freeze/lr/<group>` (each param group's learning rate at the epoch's start); the progress bar
     shows the phase.
+
+    Where a BiLSTM of the module has a `prefix_cache`, the depths that the schedule's later phases
+    will need are kept in the phases before them: they are in the cache's `keep_levels` until the
+    fit ends. At each epoch's end its statistics are logged as `freeze/cache/hits`, `misses`,
+    `bytes` and `evictions`; with several caches as `freeze/cache/<path of the BiLSTM>/hits` and so
+    on; under DDP those of rank 0.
 
     Args:
         schedule: A FreezeSchedule; a mapping of epochs to what trains from then on; the path of a
@@ -181,6 +188,7 @@ class FreezeScheduler(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the phase of the epoch and step that a checkpoint brought."""
+        refuse_uneven(trainer)
         if self.resolved.schedule.annealing and math.isinf(trainer.num_training_batches):
             raise ValueError(
                 "progressive_freezing needs the length of an epoch, and the training data has "
@@ -212,7 +220,8 @@ class FreezeScheduler(Callback):
             epoch = trainer.current_epoch + batch_idx / float(trainer.num_training_batches)
             self.resolved.anneal(trainer.optimizers, epoch)
         if not self._logged:
-            self._log_state(trainer, pl_module)
+            self._logged = True
+            log_phase(trainer, pl_module, self.resolved, self._index)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -236,9 +245,10 @@ class FreezeScheduler(Callback):
             self._best = snapshot(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare what is frozen, with `check="epoch"`."""
+        """Compare what is frozen, with `check="epoch"`, and log what prefix caches have done."""
         if self._guard is not None and self.check == "epoch":
             self._guard.check(step=trainer.global_step)
+        log_caches(pl_module, self.resolved)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare once more: averaging callbacks write weights at the end of training."""
@@ -249,7 +259,7 @@ class FreezeScheduler(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the optimizers."""
+        """Leave the optimizers and the prefix caches."""
         self._detach()
 
     def _schedule_for(self, pl_module: nn.Module) -> FreezeSchedule:
@@ -272,6 +282,7 @@ class FreezeScheduler(Callback):
             align_buffers(trainer.model)
         self._index = index
         self.resolved.enter(index, trainer.optimizers)
+        self.resolved.prefixes.enter(index)
         self._logged = False
 
     def _decide(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -315,29 +326,9 @@ class FreezeScheduler(Callback):
             )
         return mistakes
 
-    def _log_state(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log phase and rates; once a phase or epoch, since Lightning keeps what was logged."""
-        self._logged = True
-        by_step = self.resolved.schedule.unit == "step"
-        values = {
-            "freeze/phase": float(self._index),
-            "freeze/trainable": float(self.resolved.trainable),
-            **self.resolved.rates(trainer.optimizers, prefix="freeze/lr/"),
-        }
-        for name, value in values.items():
-            pl_module.log(
-                name,
-                value,
-                on_step=by_step,
-                on_epoch=not by_step,
-                reduce_fx="max",
-                sync_dist=not by_step and trainer.world_size > 1,
-            )
-        pl_module.log(
-            "phase", float(self._index), prog_bar=True, logger=False, on_step=True, on_epoch=False
-        )
-
     def _detach(self) -> None:
+        if self.resolved is not None:
+            self.resolved.prefixes.leave()
         if self._guard is not None:
             self._guard.detach()
             self._guard = None

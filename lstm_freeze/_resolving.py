@@ -16,6 +16,7 @@ from ._freezing import Freeze, can_train, set_trainable
 from ._optimizers import as_optimizers, drop_state, refuse_lbfgs, require_held
 from ._parts import Part, Tree, numel
 from ._phases import Phase, raise_all
+from ._prefix_levels import PrefixLevels
 from ._targets import quote, resolve
 
 Named = dict[str, nn.Parameter]
@@ -42,6 +43,11 @@ class ResolvedPhase:
         """The ids of what trains."""
         return {id(p) for p in self.train.values()}
 
+    def leaves_trainable(self) -> Callable[[nn.Parameter], bool]:
+        """A function: whether a parameter trains in the phase; outside the scope, as it is now."""
+        on, off = self.ids, {id(p) for p in self.frozen.values()}
+        return lambda p: id(p) in on or (p.requires_grad and id(p) not in off)
+
 
 class ResolvedSchedule:
     """What `FreezeSchedule.resolve` returns: the schedule's phases over one module's parameters.
@@ -51,6 +57,7 @@ class ResolvedSchedule:
     Attributes:
         schedule: The schedule.
         phases: Its phases, with parameters.
+        prefixes: The module's prefix caches, and the levels that the phases need in them.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class ResolvedSchedule:
         """Made by `resolve_schedule` only."""
         self.schedule = schedule
         self.phases = tuple(phases)
+        self.prefixes = PrefixLevels(tree, [phase.leaves_trainable() for phase in phases])
         self._module = module
         self._tree = tree
         self._group_of = group_of

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from lstm_freeze import BiLSTM, PrefixCache, freeze, unfreeze
 from lstm_freeze._packing import dense_rows, packed_rows
-from lstm_freeze._prefix_cache import _contents, seats_of
+from lstm_freeze._samples import contents, seats_of
 
 F, H, L = 3, 5, 3
 
@@ -436,7 +436,7 @@ def test_the_key_tells_inputs_apart(kind, change):
     other = change(x)
     assert not torch.equal(x.view(torch.int32), other.contiguous().view(torch.int32))
     both = dense_rows(torch.cat([x, other], 1), False)
-    first, second = _contents(both, seats_of(both))
+    first, second = contents(both, seats_of(both))
     assert first[0] != second[0]
     assert first[1] != second[1]
 
@@ -445,7 +445,7 @@ def test_no_two_one_hot_sequences_share_a_key():
     letters = torch.cartesian_prod(*[torch.arange(4)] * 5)  # all 1,024 words of 5 letters of 4
     words = nn.functional.one_hot(letters, 4).float().transpose(0, 1)
     rows = dense_rows(words, False)
-    keys = _contents(rows, seats_of(rows))
+    keys = contents(rows, seats_of(rows))
     assert len({a for a, _ in keys}) == len({b for _, b in keys}) == 1024
 
 
@@ -454,7 +454,7 @@ def test_a_sample_has_one_key_wherever_it_stands():
     rows = packed_rows(x, True)
     alone = pack_sequence([torch.nn.utils.rnn.unpack_sequence(x)[1]])
     single = packed_rows(alone, True)
-    assert _contents(rows, seats_of(rows))[1] == _contents(single, seats_of(single))[0]
+    assert contents(rows, seats_of(rows))[1] == contents(single, seats_of(single))[0]
 
 
 ERRORS = [

@@ -188,21 +188,21 @@ def test_callbacks_say_what_is_missing_without_lightning():
 # A file imports only files above it. A new file is put where it belongs.
 # fmt: off
 CORE_ORDER = [
-    "_layout", "_packing", "_arguments", "_bits", "_native", "_unrolling", "_precision",
-    "_recurrence", "_table",
+    "_layout", "_packing", "_arguments", "_bits", "_weights", "_native", "_stepping", "_unrolling", "_precision",
+    "_recurrence", "_table", "_samples", "_prefix_cache",
     "_parts", "_conversion", "_bilstm",
     "_targets", "_selection", "_optimizers", "_holding", "_distributed", "_ledger", "_plan",
     "_status",
     "_freezing", "_changes", "_guard", "_groups",
-    "_phases", "_rates", "_recipes", "_resolving", "_schedule_view", "_schedule_yaml", "_schedule",
-    "_prefix_cache", "__init__",
+    "_phases", "_rates", "_recipes", "_prefix_levels", "_resolving", "_schedule_view",
+    "_schedule_yaml", "_schedule", "__init__",
 ]
 CALLBACKS_ORDER = [
     "_both", "_ddp", "_weights", "_refusals", "_advance", "_frozen_check", "_weight_drift",
-    "_scheduler", "_gradual", "__init__",
+    "_logged", "_scheduler", "_gradual", "__init__",
 ]
 # fmt: on
-EXTENSIONS = {"_gates", "_words"}
+EXTENSIONS = {"_timeloop", "_words"}
 
 
 def is_for_types_only(node):

@@ -1,0 +1,42 @@
+"""What a FreezeScheduler logs: the phase, what trains, the rates, and what prefix caches did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+def log_phase(trainer: Trainer, pl_module: LightningModule, resolved: Any, index: int) -> None:
+    """Log phase and rates; once a phase or epoch, since Lightning keeps what was logged."""
+    by_step = resolved.schedule.unit == "step"
+    values = {
+        "freeze/phase": float(index),
+        "freeze/trainable": float(resolved.trainable),
+        **resolved.rates(trainer.optimizers, prefix="freeze/lr/"),
+    }
+    for name, value in values.items():
+        pl_module.log(
+            name,
+            value,
+            on_step=by_step,
+            on_epoch=not by_step,
+            reduce_fx="max",
+            sync_dist=not by_step and trainer.world_size > 1,
+        )
+    pl_module.log("phase", float(index), prog_bar=True, logger=False, on_step=True, on_epoch=False)
+
+
+def log_caches(pl_module: LightningModule, resolved: Any) -> None:
+    """Log the statistics of the module's prefix caches, at an epoch's end.
+
+    A module's only cache needs no name; several are named by the paths of their RNNs. Each rank
+    has caches of its own; rank 0's are logged, so nothing is sent.
+    """
+    caches = resolved.prefixes.caches
+    for path, cache in caches.items():
+        name = f"freeze/cache/{path}" if len(caches) > 1 else "freeze/cache"
+        for key, value in cache.stats().items():
+            # Without sync_dist=True Lightning would warn that nothing is sent.
+            pl_module.log(f"{name}/{key}", float(value), sync_dist=True, rank_zero_only=True)
