@@ -18,7 +18,7 @@ from ._conversion import adopt, is_plain, swap_lstms
 from ._layout import DIRECTIONS, kinds_of, name_of, place_of, rnn_names
 from ._packing import Rows, dense_rows, packed_rows, unpermuted
 from ._precision import Precision, autocast_dtype, precision_of
-from ._unrolling import Weights
+from ._weights import Weights
 
 State = tuple[Tensor, Tensor]
 

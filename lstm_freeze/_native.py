@@ -1,49 +1,71 @@
-"""The native gate step: the pointwise arithmetic of one time step in C, where it applies.
+"""The time loop of an LSTM layer in C, where it applies.
 
 It serves float32 on the CPU when the extension was built with the package and is not switched off
 (`LSTM_FREEZE_NATIVE=0` in the environment, read at import, or `enable(False)`). Everything else
-goes through torch operations; the two agree to rounding. Which of the two a layer takes follows
-from dtype, device and this switch alone, never from what is frozen or from grad mode.
+goes through the torch operations of `_stepping`; the two agree to rounding. Which of the two a
+layer takes follows from dtype, device and this switch alone, never from what is frozen or from grad
+mode.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ._packing import Run
+from ._weights import Gradients, State, Weights
+
 _INTERFACE = 1  # the version of the extension's calls that this file makes
 
 try:
-    from . import _gates
+    from . import _timeloop
 except ImportError:  # no compiler at install time, or a platform the extension refuses
     _extension: ModuleType | None = None
 else:
     # An extension left over from another version of the package would read the wrong memory.
-    _extension = _gates if getattr(_gates, "INTERFACE", None) == _INTERFACE else None
+    _extension = _timeloop if getattr(_timeloop, "INTERFACE", None) == _INTERFACE else None
 
 
-def _wanted(setting: str) -> bool:
-    """What the environment variable says; unset or empty is yes."""
+def _share_threads(extension: ModuleType) -> None:
+    """Have the extension run on the threads that torch's own operations run on."""
+    if sys.platform == "linux":
+        parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+        if parallel is not None:
+            extension.share_threads(ctypes.cast(parallel, ctypes.c_void_p).value)
+
+
+def _wanted(setting: str, extension: ModuleType | None) -> bool:
+    """What the environment variable says; unset or empty is yes where that is known to be faster.
+
+    On processors without AVX2 the products of torch, which other libraries make, may be faster.
+    """
     if setting not in ("", "0", "1"):
         raise ValueError(
-            f"LSTM_FREEZE_NATIVE must be 0 (torch operations only) or 1 (the native step where "
+            f"LSTM_FREEZE_NATIVE must be 0 (torch operations only) or 1 (the native loop where "
             f"it applies), got {setting!r}"
         )
-    return setting != "0"
+    return extension is not None and (setting == "1" or (not setting and _is_measured(extension)))
 
 
-_enabled = _wanted(os.environ.get("LSTM_FREEZE_NATIVE", "")) and _extension is not None
+def _is_measured(extension: ModuleType) -> bool:
+    return bool(extension.levels()[-1].startswith("avx"))
+
+
+_enabled = _wanted(os.environ.get("LSTM_FREEZE_NATIVE", ""), _extension)
+if _extension is not None:
+    _share_threads(_extension)
 
 
 def enable(on: bool) -> bool:
-    """Switch the native step on or off for the whole process; returns what it was before.
+    """Switch the native loop on or off for the whole process; returns what it was before.
 
     Raises:
         RuntimeError: Switching on an extension that is not there.
@@ -51,7 +73,7 @@ def enable(on: bool) -> bool:
     global _enabled
     if on and _extension is None:
         raise RuntimeError(
-            "the native step cannot be switched on: its extension lstm_freeze._gates was not "
+            "the native loop cannot be switched on: its extension lstm_freeze._timeloop was not "
             "built for this version of the package; install a C compiler and then lstm-freeze "
             "again"
         )
@@ -61,7 +83,7 @@ def enable(on: bool) -> bool:
 
 @contextmanager
 def switched(on: bool) -> Iterator[None]:
-    """Switch the native step on or off within a `with` block."""
+    """Switch the native loop on or off within a `with` block."""
     before = enable(on)
     try:
         yield
@@ -70,95 +92,132 @@ def switched(on: bool) -> Iterator[None]:
 
 
 def in_use() -> str:
-    """Which arithmetic float32 layers on the CPU use, in words: `native (avx2)`, `torch (...)`."""
+    """Which loop float32 layers on the CPU use, in words: `native (avx2)`, `torch (...)`."""
     if _extension is None:
-        return "torch (the extension lstm_freeze._gates is not built)"
+        return "torch (the extension lstm_freeze._timeloop is not built)"
     if not _enabled:
-        return "torch (the native step is switched off)"
-    return f"native ({_gates.levels()[-1]})"
+        return "torch (the native loop is switched off)"
+    return f"native ({_timeloop.levels()[-1]})"
 
 
 def applies(tensor: Tensor) -> bool:
-    """Whether steps over tensors of this dtype and device go through the native step."""
+    """Whether layers over tensors of this dtype and device go through the native loop."""
     return _enabled and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 
-def forward_step(
-    pre: Tensor, gates: Tensor | None, c_before: Tensor, c: Tensor, h: Tensor
-) -> Callable[..., None]:
-    """Prepare the forward steps of a layer, the pointwise part: c = f c' + i g, h = o tanh(c).
+class Forward:
+    """Walks through the time blocks of a layer, as `_stepping.Forward` does."""
 
-    Each operand is a buffer (D, any number of rows, 4H or H) whose last axis is dense. One call of
-    the result does one step: `step(rows, pre_row, gates_row, c_before_row, c_row, h_row)` reads
-    and writes `rows` rows of each direction from those first rows on. `pre` and `gates` may be the
-    same rows of the same buffer, and so may `c_before` and `c`; apart from that, nothing may
-    overlap. The rows are not checked.
+    def __init__(
+        self,
+        directions: Sequence[Weights],
+        state: State,
+        batch: int,
+        batch_sizes: Tensor | None,
+        keep: bool,
+    ) -> None:
+        """Pack the weights."""
+        D, H = state.cells.shape[0], state.cells.shape[2]
+        weight_hr = [w.weight_hr for w in directions if w.weight_hr is not None]
+        self._state, self._keep = state, keep
+        self._steps, self._batch = _Steps(batch, batch_sizes), batch
+        self._weight_hh = _panels([w.weight_hh for w in directions], gates=4)
+        self._weight_hr = _panels(weight_hr) if weight_hr else None
+        self._squashed = state.cells.new_empty(D, batch, H) if weight_hr else None
+        self._walked = 0
 
-    Args:
-        pre: (D, ..., 4H) pre-activations, gates in the order i, f, g, o.
-        gates: (D, ..., 4H) receives the activations; None where they are not kept.
-        c_before: (D, ..., H) the cell state before the step.
-        c: (D, ..., H) receives the cell state after it.
-        h: (D, ..., H) receives the hidden state.
-    """
-    D, H = c.shape[0], c.shape[2]
-    kept = (0, 0, 0) if gates is None else _operand("gates", gates, D, 4 * H)
-    step = _packed(
-        D,
-        H,
-        _operand("pre", pre, D, 4 * H),
-        kept,
-        _operand("c_before", c_before, D, H),
-        _operand("c", c, D, H),
-        _operand("h", h, D, H),
+    def run(self, block: list[Run], base: int) -> None:
+        """Walk through one block; the first row of `gates` is row `base`."""
+        gates, hidden, cells = self._state
+        D, H, P = cells.shape[0], cells.shape[2], hidden.shape[2]
+        steps, row = sum(run.steps for run in block), block[0].row
+        job = _packed(
+            (D, H, P, *self._steps.part(self._walked, steps), row),
+            (self._batch + row - block[0].before if row else 0, base, self._keep),
+            _operand("gates", gates, D, 4 * H),
+            _operand("hidden", hidden, D, P),
+            _operand("cells", cells, D, H),
+            (0, 0) if self._squashed is None else _operand("squashed", self._squashed, D, H),
+            *_both(self._weight_hh, self._weight_hr),
+        )
+        owners = (self._state, self._squashed, self._weight_hh, self._weight_hr, self._steps)
+        _timeloop.forward(torch.get_num_threads(), job, owners)
+        self._walked += steps
+
+
+def walk_back(
+    directions: Sequence[Weights],
+    state: State,
+    batch: int,
+    batch_sizes: Tensor | None,
+    grads: Gradients,
+    active: range,
+    blocks: list[list[Run]],
+) -> None:
+    """Walks the active directions of a layer back in time, as `_stepping.walk_back` does."""
+    here = slice(active[0], active[-1] + 1)
+    H, P, N = state.cells.shape[2], state.hidden.shape[2], state.gates.shape[1]
+    D = len(active)
+    steps = _Steps(batch, batch_sizes)
+    weight_hh = _panels([directions[d].weight_hh.t() for d in active])
+    hr = [w.t() for d in active if (w := directions[d].weight_hr) is not None]
+    weight_hr = _panels(hr) if hr else None
+    job = _packed(
+        (D, H, P, *steps.part(0, sum(run.steps for block in blocks for run in block)), N),
+        _operand("gates", state.gates[here], D, 4 * H),
+        _operand("cells", state.cells[here], D, H),
+        _operand("dh", grads.dh[here], D, P),
+        _operand("dh_n", grads.dh_n[here], D, P),
+        _operand("dc", grads.dc[here], D, H),
+        _operand("dgates", grads.dgates[here], D, 4 * H),
+        *_both(weight_hh, weight_hr),
     )
-    return partial(_gates.forward, step, (pre, gates, c_before, c, h))
+    owners = (state, grads, weight_hh, weight_hr, steps)
+    _timeloop.backward(torch.get_num_threads(), job, owners)
 
 
-def backward_step(
-    dh: Tensor, dc: Tensor, gates: Tensor, c_before: Tensor, c: Tensor, dgates: Tensor
-) -> Callable[..., None]:
-    """Prepare the backward steps of a layer, as `forward_step` does the forward ones.
+class _Steps:
+    """How many rows each step has, as the extension reads it."""
 
-    One call: `step(rows, dh_row, dc_row, gates_row, c_before_row, c_row, dgates_row)`. `dgates`
-    and `gates` may be the same rows of the same buffer.
+    def __init__(self, batch: int, batch_sizes: Tensor | None) -> None:
+        self.batch = batch
+        self.sizes = None if batch_sizes is None else batch_sizes.contiguous()
 
-    Args:
-        dh: (D, ..., H) the gradient of the hidden state after the step, from all its uses.
-        dc: (D, ..., H) the gradient of the cell state after the step, from its later use; replaced
-            by the gradient of the cell state before it.
-        gates: (D, ..., 4H) the activations that the forward step kept.
-        c_before: (D, ..., H) the cell state before the step.
-        c: (D, ..., H) the cell state after it.
-        dgates: (D, ..., 4H) receives the gradient of the pre-activations.
-    """
-    D, H = c.shape[0], c.shape[2]
-    step = _packed(
-        D,
-        H,
-        _operand("dh", dh, D, H),
-        _operand("dc", dc, D, H),
-        _operand("gates", gates, D, 4 * H),
-        _operand("c_before", c_before, D, H),
-        _operand("c", c, D, H),
-        _operand("dgates", dgates, D, 4 * H),
-    )
-    return partial(_gates.backward, step, (dh, dc, gates, c_before, c, dgates))
+    def part(self, first: int, steps: int) -> tuple[int, int, int, int]:
+        """The extension's `Steps`: these steps."""
+        return first, steps, self.batch, 0 if self.sizes is None else self.sizes.data_ptr()
 
 
-def _operand(name: str, tensor: Tensor, directions: int, size: int) -> tuple[int, int, int]:
-    """Address and strides, as the extension's `Operand` holds them."""
+def _panels(weights: Sequence[Tensor], gates: int = 1) -> Tensor:
+    """The weights of each direction, (gates * units, depth), in panels of units: (D, size)."""
+    rows, depth = weights[0].shape
+    units, lanes = rows // gates, _timeloop.lanes()
+    width = -(-units // lanes) * lanes
+    panels = weights[0].new_empty(len(weights), gates * width * depth)
+    for weight, out in zip(weights, panels, strict=True):
+        numbers = (gates, units, depth, *weight.stride(), weight.data_ptr(), out.data_ptr())
+        _timeloop.pack(1, _packed(numbers), (weight, out))
+    return panels
+
+
+def _both(hh: Tensor, hr: Tensor | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The panels as the extension's operands; a null one where there is no projection."""
+    return (hh.data_ptr(), hh.stride(0)), (0, 0) if hr is None else (hr.data_ptr(), hr.stride(0))
+
+
+def _operand(name: str, tensor: Tensor, directions: int, size: int) -> tuple[int, int]:
+    """Address and stride of directions, as the extension's `Operand` holds them."""
     fits = tensor.dim() == 3 and tensor.shape[::2] == (directions, size)
-    dense = fits and (size == 1 or tensor.stride(2) == 1)
+    dense = fits and (tensor.shape[1] == 0 or tensor[0].is_contiguous())
     if not dense or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
         raise ValueError(
-            f"`{name}` must be float32 on the CPU, ({directions}, rows, {size}) with a dense last "
-            f"axis; got {tensor.dtype} on {tensor.device}, {tuple(tensor.shape)} with strides "
+            f"`{name}` must be float32 on the CPU, ({directions}, rows, {size}) with dense rows; "
+            f"got {tensor.dtype} on {tensor.device}, {tuple(tensor.shape)} with strides "
             f"{tensor.stride()}"
         )
-    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1)
+    return tensor.data_ptr(), tensor.stride(0)
 
 
-def _packed(directions: int, hidden: int, *operands: tuple[int, int, int]) -> bytes:
-    numbers = (directions, hidden, *(number for operand in operands for number in operand))
-    return struct.pack(f"={len(numbers)}q", *numbers)
+def _packed(*numbers: tuple[int, ...]) -> bytes:
+    flat = [number for several in numbers for number in several]
+    return struct.pack(f"={len(flat)}q", *flat)

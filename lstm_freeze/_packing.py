@@ -117,6 +117,30 @@ def blocks_of(runs: list[Run], rows: int) -> list[list[Run]]:
     return blocks
 
 
+def bounds(block: list[Run]) -> tuple[int, int]:
+    """The first row of a block and the one after its last.
+
+    >>> bounds([Run(4, 1, 2, 2), Run(6, 2, 1, 2)])
+    (4, 8)
+    """
+    return block[0].row, block[-1].row + block[-1].steps * block[-1].batch
+
+
+def last_rows(rows: int, batch: int, batch_sizes: Tensor | None) -> Tensor:
+    """The row of each sequence's last step: (B,).
+
+    >>> last_rows(5, 2, torch.tensor([2, 2, 1]))
+    tensor([4, 3])
+    >>> last_rows(6, 2, None)
+    tensor([4, 5])
+    """
+    if batch_sizes is None:
+        return torch.arange(rows - batch, rows)
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    lengths = (batch_sizes.unsqueeze(1) > torch.arange(batch)).sum(0)
+    return starts[lengths - 1] + torch.arange(batch)
+
+
 def previous_rows(batch_sizes: Tensor, rows: int) -> Tensor:
     """For each packed row, where its sequence's last step is when B initial rows stand before all.
 
@@ -137,6 +161,12 @@ def check_packed(data: Tensor, batch_sizes: Tensor) -> None:
         raise RuntimeError(
             "input.data must have one row for each step of each sequence. "
             f"Expected {rows} (the sum of input.batch_sizes), got {data.shape[0]}"
+        )
+    # The native loop reads memory by these numbers.
+    if bool((batch_sizes.diff() > 0).any()) or int(batch_sizes[-1]) < 0:
+        raise RuntimeError(
+            "input.batch_sizes must not increase from step to step, nor be negative. "
+            f"Got {batch_sizes.tolist()}: make it with pack_padded_sequence or pack_sequence"
         )
 
 

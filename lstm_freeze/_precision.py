@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._packing import Rows
-from ._unrolling import Weights
+from ._weights import Weights
 
 
 class Precision(NamedTuple):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ._packing import check_packed, flipped
-from ._unrolling import State, Wanted, Weights, backward, forward
+from ._unrolling import Wanted, backward, forward
+from ._weights import State, Weights
 
 
 def equations(

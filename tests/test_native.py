@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from lstm_freeze import BiLSTM, _native
+from lstm_freeze._packing import last_rows, runs_of
+from lstm_freeze._recurrence import equations
+from lstm_freeze._weights import Gradients, State, Weights
 
 built = pytest.mark.skipif(_native._extension is None, reason="the extension is not built here")
 LEVELS = () if _native._extension is None else _native._extension.levels()
 MAGNITUDES = (float("inf"), 0.0, 1e-45, 1e-40, 1e-30, 1e-4, 0.3, 17.4, 88.3, 103.0, 105.0, 3e38)
 SPECIAL = torch.tensor([float("nan"), *(sign * x for x in MAGNITUDES for sign in (1, -1))])
-
-
-OFF = "torch (the native step is switched off)"
+OFF = "torch (the native loop is switched off)"
+SIZES = torch.tensor([60, 60, 55, 54, 6, 5, 1])  # sequences still running at each step
 
 
 @pytest.fixture(params=LEVELS)
@@ -24,16 +26,107 @@ def level(request):
     _native._extension.use(before)
 
 
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 def bits(tensor):
     return tensor.view(torch.int32)
 
 
+def same_bits(found, expected):
+    assert len(found) == len(expected) > 0
+    for x, y in zip(found, expected, strict=True):
+        assert torch.equal(bits(x.contiguous()), bits(y.contiguous()))
+
+
+def operands(hidden=19, projected=0, sizes=SIZES, directions=2, seed=0):
+    """A layer's weights, the input's part of its gates, initial states and incoming gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    N, batch, P = int(sizes.sum()), int(sizes[0]), projected or hidden
+
+    def random(*shape):
+        return torch.randn(directions, *shape, generator=generator)
+
+    weights = [
+        Weights(
+            torch.empty(4 * hidden, 0),
+            random(4 * hidden, P)[0] / P**0.5,
+            weight_hr=random(P, hidden)[0] / hidden**0.5 if projected else None,
+        )
+        for _ in range(directions)
+    ]
+    inputs = (random(N, 4 * hidden), random(batch, P), random(batch, hidden))
+    return weights, inputs, (random(N, P), random(batch, P), random(batch, hidden))
+
+
+def time_steps(rows, sizes):
+    """Batch sizes as a layer is given them, None where dense, and the runs of steps."""
+    batch = int(sizes[0])
+    if bool((sizes == batch).all()):
+        return None, runs_of(rows // batch, batch, None)
+    return sizes, runs_of(rows, batch, sizes)
+
+
+def walk(weights, inputs, sizes=SIZES, keep=True, empty=torch.empty):
+    """The native loop forward: what it keeps, or without `keep` the hidden and cell states."""
+    projected, h0, c0 = inputs
+    D, N, batch, H = *projected.shape[:2], *c0.shape[1:]
+    state = State(
+        empty(projected.shape).copy_(projected),
+        empty((D, batch + N, h0.shape[2])),
+        empty((D, batch + (N if keep else 0), H)),
+    )
+    state.hidden[:, :batch], state.cells[:, :batch] = h0, c0
+    given, runs = time_steps(N, sizes)
+    _native.Forward(weights, state, batch, given, keep).run(runs, 0)
+    return state
+
+
+def walk_back(weights, state, gradients, sizes=SIZES, active=None, empty=torch.empty):
+    """The native loop backward: the gradients of the gates and of the initial cell state."""
+    batch = int(sizes[0])
+    dh, dh_n, dc = (empty(x.shape).copy_(x) for x in gradients)
+    found = Gradients(dh, dh_n, dc, empty(state.gates.shape).fill_(9.0))
+    given, runs = time_steps(state.gates.shape[1], sizes)
+    active = active or range(len(weights))
+    _native.walk_back(weights, state, batch, given, found, active, [runs])
+    return found
+
+
+def everything(weights, inputs, gradients, sizes=SIZES):
+    """All that both loops write."""
+    state = walk(weights, inputs, sizes)
+    found = walk_back(weights, state, gradients, sizes)
+    return *state, found.dgates, found.dc
+
+
+def definition(weights, inputs, gradients, sizes):
+    """The same by the definition, in double precision."""
+    projected, h0, c0 = (x.double().requires_grad_() for x in inputs)
+    outputs = []
+    for d, w in enumerate(weights):
+        H, P = w.weight_hh.shape[0] // 4, w.weight_hh.shape[1]
+        hr = None if w.weight_hr is None else w.weight_hr.double()
+        one = Weights(torch.eye(4 * H).double(), w.weight_hh.double(), None, None, hr)
+        outputs.append(equations(projected[d], sizes, None, h0[d : d + 1], c0[d : d + 1], [one]))
+        assert outputs[-1][0].shape[1] == P
+    hidden = torch.stack([x for x, _, _ in outputs])
+    h_n, c_n = (torch.cat([x[k] for x in outputs]) for k in (1, 2))
+    total = sum((x * g.double()).sum() for x, g in zip((hidden, h_n, c_n), gradients, strict=True))
+    return hidden, c_n, *torch.autograd.grad(total, (projected, c0))
+
+
 def activations(x):
-    """The native sigmoid and tanh of a vector."""
-    pre = x.repeat(4).view(1, 1, -1)
-    gates, c = torch.empty_like(pre), torch.zeros(1, 1, x.numel())
-    _native.forward_step(pre, gates, c, torch.empty_like(c), torch.empty_like(c))(1, 0, 0, 0, 0, 0)
-    i, f, g, o = gates.view(4, -1)
+    """The native sigmoid and tanh of a vector: one step of as many units, projected to one."""
+    nothing = [
+        Weights(torch.empty(0), torch.zeros(4 * len(x), 1), weight_hr=torch.zeros(1, len(x)))
+    ]
+    inputs = (x.repeat(4).view(1, 1, -1), torch.zeros(1, 1, 1), torch.zeros(1, 1, len(x)))
+    i, f, g, o = walk(nothing, inputs, torch.tensor([1])).gates.view(4, -1)
     assert torch.equal(bits(i), bits(f))
     assert torch.equal(bits(i), bits(o))
     return i, g
@@ -69,210 +162,274 @@ def test_special_values_give_what_torch_gives(level):
     torch.testing.assert_close(tanh, SPECIAL.tanh(), equal_nan=True, rtol=3e-7, atol=0)
     assert sigmoid[1:3].tolist() == [1, 0]
     assert tanh[1:3].tolist() == [1, -1]
-    assert torch.equal(tanh.signbit()[1:], SPECIAL.signbit()[1:])
-
-
-def buffers(rows, hidden, directions=2, seed=0):
-    """Operands of one step: pre, c_before, dh, dc, with every special value somewhere."""
-    generator = torch.Generator().manual_seed(seed)
-    pre = 3 * torch.randn(directions, rows, 4 * hidden, generator=generator)
-    pre.view(-1)[:: max(1, pre.numel() // 40)] = 50.0
-    others = [torch.randn(directions, rows, hidden, generator=generator) for _ in range(3)]
-    return (pre, *others)
-
-
-def run_forward(pre, c_before, keep=True):
-    c, h = torch.empty_like(c_before), torch.empty_like(c_before)
-    gates = torch.empty_like(pre) if keep else None
-    rows = pre.shape[1]
-    _native.forward_step(pre, gates, c_before, c, h)(rows, 0, 0, 0, 0, 0)
-    return gates, c, h
-
-
-def run_backward(dh, dc, gates, c_before, c):
-    dc, dgates = dc.clone(), torch.empty_like(gates)
-    _native.backward_step(dh, dc, gates, c_before, c, dgates)(dh.shape[1], 0, 0, 0, 0, 0, 0)
-    return dgates, dc
-
-
-def step(pre, c_before):
-    """The definition."""
-    i, f, g, o = pre.chunk(4, -1)
-    c = f.sigmoid() * c_before + i.sigmoid() * g.tanh()
-    return c, o.sigmoid() * c.tanh()
+    signed = SPECIAL.abs() > 0  # the sum with the state's part makes -0.0 into 0.0
+    assert torch.equal(tanh.signbit()[signed], SPECIAL.signbit()[signed])
 
 
 @built
-@pytest.mark.parametrize("hidden", [1, 3, 8, 31, 64, 100])
+@pytest.mark.parametrize("hidden", [1, 3, 4, 7, 8, 9, 16, 17, 31, 33, 64, 70, 300])
+def test_the_loops_follow_the_definition(level, hidden):
+    args = operands(hidden)
+    hidden_states, c_n, dgates, dc = definition(*args, SIZES)
+    _, hidden, cells, *gradients = everything(*args)
+    ended = last_rows(len(hidden[0]) - 60, 60, SIZES)
+    found = (hidden[:, 60:], cells[:, 60:][:, ended], *gradients)
+    for got, true in zip(found, (hidden_states, c_n, dgates, dc), strict=True):
+        torch.testing.assert_close(got.double(), true.detach(), rtol=5e-6, atol=5e-6)
+
+
+@built
+@pytest.mark.parametrize(("hidden", "projected"), [(19, 5), (8, 8), (20, 33), (5, 1), (64, 30)])
+def test_projections_follow_the_definition(level, hidden, projected):
+    args = operands(hidden, projected)
+    hidden_states, _, dgates, dc = definition(*args, SIZES)
+    _, hidden, _, *gradients = everything(*args)
+    for got, true in zip((hidden[:, 60:], *gradients), (hidden_states, dgates, dc), strict=True):
+        torch.testing.assert_close(got.double(), true.detach(), rtol=5e-6, atol=5e-6)
+
+
+@built
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 6, 7, 11, 13, 48, 49, 97])
+def test_every_number_of_rows_follows_the_definition(level, batch):
+    sizes = torch.full((3,), batch)
+    args = operands(21, sizes=sizes)
+    hidden_states, _, dgates, dc = definition(*args, sizes)
+    _, hidden, _, *gradients = everything(*args, sizes)
+    for got, true in zip((hidden[:, batch:], *gradients), (hidden_states, dgates, dc), strict=True):
+        torch.testing.assert_close(got.double(), true.detach(), rtol=5e-6, atol=5e-6)
+
+
+@built
+def test_a_wrong_loop_would_be_seen():
+    weights, inputs, gradients = operands(16)
+    hidden = definition(weights, inputs, gradients, SIZES)[0]
+    swapped = (torch.cat([inputs[0][..., 16:32], inputs[0][..., :16], inputs[0][..., 32:]], -1),)
+    got = walk(weights, (*swapped, *inputs[1:])).hidden[:, 60:]
+    assert not torch.allclose(got.double(), hidden, rtol=1e-3)
+
+
+@built
+@pytest.mark.parametrize("projected", [0, 5])
+@pytest.mark.parametrize("chosen", [[0], [4], [0, 1, 2], [3, 50, 51, 59], list(range(7, 60))])
+def test_a_sequence_depends_neither_on_its_place_nor_on_others(level, projected, chosen):
+    """The same sequences alone, in other places of vectors, tiles and chunks."""
+    sizes = torch.full((4,), 60)
+    weights, inputs, gradients = operands(37, projected, sizes)
+    fewer = torch.full((4,), len(chosen))
+
+    def pick(x):
+        steps = x.unflatten(1, (-1, 60))
+        return steps[:, :, chosen].flatten(1, 2)
+
+    whole = everything(weights, inputs, gradients, sizes)
+    few = everything(weights, *(tuple(map(pick, xs)) for xs in (inputs, gradients)), fewer)
+    same_bits(few, [pick(x) for x in whole])
+
+
+@built
+@pytest.mark.parametrize("sizes", [SIZES, torch.full((5,), 23)], ids=["packed", "dense"])
 @pytest.mark.parametrize("directions", [1, 2])
-def test_a_step_and_its_gradient_follow_the_definition(level, hidden, directions):
-    pre, c_before, dh, dc = buffers(5, hidden, directions)
-    gates, c, h = run_forward(pre, c_before)
-    dgates, dc_before = run_backward(dh, dc, gates, c_before, c)
-
-    exact = [x.double().requires_grad_() for x in (pre, c_before)]
-    outputs = step(*exact)
-    expected = torch.autograd.grad(outputs, exact, [dc.double(), dh.double()])
-    for got, true in zip((c, h, dgates, dc_before), (*outputs, *expected), strict=True):
-        torch.testing.assert_close(got.double(), true.detach(), rtol=2e-6, atol=2e-6)
+def test_the_number_of_threads_changes_no_bit(threads, sizes, directions):
+    args = operands(20, sizes=sizes, directions=directions)
+    threads(1)
+    expected = everything(*args, sizes)
+    for count in (2, 3, 8):
+        threads(count)
+        same_bits(everything(*args, sizes), expected)
 
 
 @built
-def test_a_wrong_step_would_be_seen():
-    pre, c_before, *_ = buffers(5, 64)
-    _, c, _ = run_forward(pre, c_before)
-    swapped = torch.cat([pre[..., 64:128], pre[..., :64], pre[..., 128:]], -1)
-    assert not torch.allclose(step(swapped, c_before)[0], c, rtol=1e-3)
+def test_directions_are_independent(level):
+    weights, inputs, gradients = operands(20)
+    expected = everything(weights, inputs, gradients)
+    for d in range(2):
+        only = slice(d, d + 1)
+        alone = everything(weights[only], [x[only] for x in inputs], [x[only] for x in gradients])
+        same_bits(alone, [x[only] for x in expected])
 
 
 @built
-@pytest.mark.parametrize("hidden", [*range(1, 20), 31, 33, 63, 65])
-def test_an_element_depends_neither_on_its_place_nor_on_the_number_of_rows(level, hidden):
-    pre, c_before, dh, dc = buffers(6, hidden)
-    gates, c, h = run_forward(pre, c_before)
-    whole = (gates, c, h, *run_backward(dh, dc, gates, c_before, c))
+def test_a_direction_that_is_not_active_is_not_walked_back():
+    weights, inputs, gradients = operands(20)
+    state = walk(weights, inputs)
+    both = walk_back(weights, state, gradients)
+    for d in range(2):
+        one = walk_back(weights, state, gradients, active=range(d, d + 1))
+        assert torch.equal(one.dgates[d], both.dgates[d])
+        assert (one.dgates[1 - d] == 9.0).all()
+        assert torch.equal(one.dc[1 - d], gradients[2][1 - d])
 
-    # The same elements, all in one row: another place in the vectors, another tail.
-    def in_one_row(x, parts=1):
-        return x.unflatten(-1, (parts, hidden)).permute(2, 0, 1, 3).reshape(1, 1, -1)
 
-    one = run_forward(in_one_row(pre, 4), in_one_row(c_before))
-    back = run_backward(in_one_row(dh), in_one_row(dc), one[0], in_one_row(c_before), one[1])
-    for got, same, parts in zip((*one, *back), whole, (4, 1, 1, 4, 1), strict=True):
-        assert torch.equal(bits(got), bits(in_one_row(same, parts)))
+@built
+@pytest.mark.parametrize("projected", [0, 5])
+@pytest.mark.parametrize("hidden", [16, 37])
+def test_keeping_the_gates_changes_no_bit(level, hidden, projected):
+    weights, inputs, _ = operands(hidden, projected)
+    kept, without = walk(weights, inputs), walk(weights, inputs, keep=False)
+    ended = last_rows(inputs[0].shape[1], 60, SIZES)
+    same_bits([without.hidden, without.cells], [kept.hidden, kept.cells[:, 60:][:, ended]])
+    assert torch.equal(without.gates, inputs[0])
 
 
 @built
 def test_memory_that_begins_anywhere_gives_the_same_bits(level):
-    pre, c_before, *_ = buffers(4, 29)
-    expected = run_forward(pre, c_before)
+    weights, inputs, gradients = operands(29)
+    expected = everything(weights, inputs, gradients)
+
     for shift in range(1, 9):
-        shifted = [
-            torch.empty(x.numel() + shift)[shift:].view(x.shape).copy_(x) for x in (pre, c_before)
+
+        def empty(shape, shift=shift):
+            return torch.empty(shape.numel() + shift)[shift:].view(shape)
+
+        moved = [
+            Weights(empty(w.weight_ih.shape), empty(w.weight_hh.shape).copy_(w.weight_hh))
+            for w in weights
         ]
-        for got, same in zip(run_forward(*shifted), expected, strict=True):
-            assert torch.equal(bits(got), bits(same))
+        state = walk(moved, inputs, empty=lambda shape: empty(torch.Size(shape)))
+        found = walk_back(moved, state, gradients, empty=lambda shape: empty(torch.Size(shape)))
+        same_bits([*state, found.dgates, found.dc], expected)
 
 
 @built
-def test_keeping_the_gates_changes_no_bit(level):
-    pre, c_before, *_ = buffers(7, 37)
-    _, c, h = run_forward(pre, c_before)
-    _, c_without, h_without = run_forward(pre, c_before, keep=False)
-    assert torch.equal(bits(c), bits(c_without))
-    assert torch.equal(bits(h), bits(h_without))
+@pytest.mark.parametrize("projected", [0, 5])
+def test_nothing_is_written_around_the_operands(level, projected):
+    around = []
+
+    def empty(shape):
+        wide = torch.full((shape[0], shape[1] + 2, shape[2]), 7.0)
+        around.append(wide)
+        return wide[:, 1:-1]
+
+    weights, inputs, gradients = operands(29, projected)
+    state = walk(weights, inputs, empty=empty)
+    found = walk_back(weights, state, gradients, empty=empty)
+    same_bits([*state, found.dgates, found.dc], everything(weights, inputs, gradients))
+    assert len(around) == 7
+    for wide in around:
+        assert (wide[:, [0, -1]] == 7.0).all()
 
 
 @built
-def test_a_step_may_overwrite_what_it_read(level):
-    pre, c_before, dh, dc = buffers(7, 37)
-    gates, c, h = run_forward(pre, c_before)
-    dgates, dc_before = run_backward(dh, dc, gates, c_before, c)
-
-    pre_in_place, c_in_place, h_in_place = pre.clone(), c_before.clone(), torch.empty_like(h)
-    forward = _native.forward_step(pre_in_place, pre_in_place, c_in_place, c_in_place, h_in_place)
-    forward(7, 0, 0, 0, 0, 0)
-    for got, same in ((pre_in_place, gates), (c_in_place, c), (h_in_place, h)):
-        assert torch.equal(bits(got), bits(same))
-    backward = _native.backward_step(dh, dc, pre_in_place, c_before, c, pre_in_place)
-    backward(7, 0, 0, 0, 0, 0, 0)
-    assert torch.equal(bits(pre_in_place), bits(dgates))
-    assert torch.equal(bits(dc), bits(dc_before))
-
-
-@built
-def test_a_step_touches_only_its_rows(level):
-    pre, c_before, dh, dc = buffers(12, 10)
-    gates, cells, hidden = (torch.full(x.shape, 9.0) for x in (pre, c_before, c_before))
-    _native.forward_step(pre, gates, c_before, cells, hidden)(3, 4, 2, 5, 1, 6)
-    expected = run_forward(pre[:, 4:7], c_before[:, 5:8])
-    for buffer, first, same in zip((gates, cells, hidden), (2, 1, 6), expected, strict=True):
-        assert torch.equal(buffer[:, first : first + 3], same)
-        buffer[:, first : first + 3] = 9.0
-        assert (buffer == 9.0).all()
-
-    dgates, dc_after = torch.full(pre.shape, 9.0), dc.clone()
-    _native.backward_step(dh, dc_after, pre, c_before, dh, dgates)(3, 1, 2, 3, 4, 5, 6)
-    rows = [x[:, k : k + 3] for k, x in enumerate((dh, dc, pre, c_before, dh), start=1)]
-    got = run_backward(*rows)
-    assert torch.equal(dgates[:, 6:9], got[0])
-    assert torch.equal(dc_after[:, 2:5], got[1])
-    dgates[:, 6:9], dc_after[:, 2:5] = 9.0, dc[:, 2:5]
-    assert (dgates == 9.0).all()
-    assert torch.equal(dc_after, dc)
-
-
-@built
-def test_the_gates_of_a_row_may_have_wider_rows_around_them(level):
-    pre, c_before, *_ = buffers(4, 9)
-    wide = torch.zeros(2, 4, 50)
-    wide[..., 7:43] = pre
-    for got, same in zip(
-        run_forward(wide[..., 7:43], c_before), run_forward(pre, c_before), strict=True
-    ):
-        assert torch.equal(got, same)
+def test_weights_may_lie_in_any_layout(level):
+    weights, inputs, gradients = operands(20, 6)
+    turned = [
+        w._replace(
+            weight_hh=w.weight_hh.t().contiguous().t(),
+            weight_hr=torch.stack([w.weight_hr, w.weight_hr], -1)[..., 0],
+        )
+        for w in weights
+    ]
+    same_bits(everything(turned, inputs, gradients), everything(weights, inputs, gradients))
 
 
 @built
 def test_levels_with_fused_multiply_add_agree_in_bits_and_others_to_rounding():
-    operands = buffers(9, 45)
+    args = operands(45)
     results = {}
     for name in LEVELS:
         before = _native._extension.use(name)
-        results[name] = run_forward(*operands[:2])
+        results[name] = everything(*args)
         _native._extension.use(before)
     for name, result in results.items():
         for got, same in zip(result, results[LEVELS[-1]], strict=True):
-            torch.testing.assert_close(got, same, rtol=2e-6, atol=2e-7)
-            assert name == "baseline" or torch.equal(bits(got), bits(same))
+            torch.testing.assert_close(got, same, rtol=5e-6, atol=5e-6)
+        if name != "baseline":
+            same_bits(result, results[LEVELS[-1]])
 
 
 @built
-def test_work_large_enough_to_release_the_interpreter_lock():
-    pre, c_before, dh, dc = buffers(200, 100)
-    gates, c, _ = run_forward(pre, c_before)
-    parts = [run_forward(pre[:, k : k + 1], c_before[:, k : k + 1]) for k in range(200)]
-    assert torch.equal(c, torch.cat([part[1] for part in parts], 1))
-    dgates, _ = run_backward(dh, dc, gates, c_before, c)
-    one = run_backward(*(x[:, 150:151] for x in (dh, dc, gates, c_before, c)))
-    assert torch.equal(dgates[:, 150:151], one[0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_spoils_its_own_sequence_only(level, value):
+    sizes = torch.full((4,), 9)
+    weights, inputs, _ = operands(20, sizes=sizes)
+    expected = walk(weights, inputs, sizes).hidden.unflatten(1, (5, 9))
+    inputs[0].unflatten(1, (4, 9))[:, 1, 3] = value
+    got = walk(weights, inputs, sizes).hidden.unflatten(1, (5, 9))
+    assert torch.equal(got[:, 2, 3].isnan(), torch.full_like(got[:, 2, 3], value != value).bool())
+    others = [b for b in range(9) if b != 3]
+    same_bits([got[:, :, others]], [expected[:, :, others]])
 
 
 @built
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("pre", torch.zeros(2, 3, 5)),
         ("gates", torch.zeros(1, 3, 16)),
-        ("c_before", torch.zeros(2, 3, 4, dtype=torch.float64)),
-        ("c_before", torch.zeros(2, 3, 8)[..., ::2]),
-        ("h", torch.zeros(2, 3, 4, device="meta")),
-        ("h", torch.zeros(3, 4)),
+        ("gates", torch.zeros(2, 3, 5)),
+        ("cells", torch.zeros(2, 6, 4, dtype=torch.float64)),
+        ("hidden", torch.zeros(2, 6, 8)[..., ::2]),
+        ("hidden", torch.zeros(2, 6, 4, device="meta")),
     ],
 )
 def test_an_operand_that_does_not_fit_is_refused(name, wrong):
-    state = torch.zeros(2, 3, 4)
-    operands = {"pre": torch.zeros(2, 3, 16), "gates": None, "c_before": state, "c": state}
+    weights = [Weights(torch.empty(0), torch.zeros(16, 4))] * 2
+    state = State(torch.zeros(2, 3, 16), torch.zeros(2, 6, 4), torch.zeros(2, 6, 4))
+    runs = runs_of(1, 3, None)
     with pytest.raises(ValueError, match=f"`{name}` must be float32 on the CPU"):
-        _native.forward_step(**{**operands, "h": state.clone(), name: wrong})
+        _native.Forward(weights, state._replace(**{name: wrong}), 3, None, True).run(runs, 0)
+
+
+@pytest.mark.parametrize("sizes", [[2, 3], [3, 2, -1, 1], [1, 4]])
+def test_batch_sizes_that_name_other_memory_are_refused(sizes):
+    rows = torch.nn.utils.rnn.PackedSequence(torch.zeros(5, 4), torch.tensor(sizes))
+    with pytest.raises(RuntimeError, match=r"batch_sizes must not increase .* Got \["):
+        BiLSTM(4, 5)(rows)
 
 
 @built
 def test_the_extension_refuses_calls_it_cannot_read():
-    gates = _native._extension
-    step = struct.pack("=17q", *[0] * 17)
-    with pytest.raises(TypeError, match="expected 8 arguments, got 3"):
-        gates.forward(step, None, 0)
-    with pytest.raises(ValueError, match="expected a step of 160 bytes, got 136"):
-        gates.backward(step, None, 0, 0, 0, 0, 0, 0, 0)
-    with pytest.raises(TypeError, match="int"):
-        gates.forward(step, None, 0, 0, 0, "0", 0, 0)
-    with pytest.raises(TypeError, match="bytes"):
-        gates.forward(bytearray(step), None, 0, 0, 0, 0, 0, 0)
+    loop = _native._extension
+    job = struct.pack("=17q", *[0] * 17)
+    for call in (loop.pack, loop.forward, loop.backward):
+        with pytest.raises(TypeError, match="expected 3 arguments, got 2"):
+            call(1, job)
+        with pytest.raises(ValueError, match=r"expected a job of \d+ bytes, got 136"):
+            call(1, job, None)
+        with pytest.raises(TypeError, match="bytes"):
+            call(1, bytearray(job), None)
+        with pytest.raises(TypeError, match="int"):
+            call("1", job, None)
     with pytest.raises(ValueError, match="this processor has no level 'mmx'"):
-        gates.use("mmx")
+        loop.use("mmx")
     with pytest.raises(TypeError, match="the level must be a string"):
-        gates.use(3)
+        loop.use(3)
+
+
+@built
+def test_it_runs_on_as_many_threads_as_torch(threads, monkeypatch):
+    asked = []
+    real = _native._extension
+
+    class Spy:
+        def __getattr__(self, name):
+            def call(count, *rest):
+                asked.append((name, count))
+                return getattr(real, name)(count, *rest)
+
+            return call if name in ("forward", "backward") else getattr(real, name)
+
+    monkeypatch.setattr(_native, "_timeloop", Spy())
+    lstm = BiLSTM(4, 5)
+    for count in (1, 3):
+        threads(count)
+        asked.clear()
+        with _native.switched(True):
+            lstm(torch.randn(6, 3, 4))[0].sum().backward()
+        assert asked == [("forward", count), ("backward", count)]
+
+
+@built
+def test_many_threads_may_call_it_at_once():
+    from concurrent.futures import ThreadPoolExecutor
+
+    lstm = BiLSTM(8, 40)
+    inputs = [torch.randn(30, b, 8) for b in range(1, 9)]
+    with _native.switched(True), torch.no_grad():
+        expected = [lstm(x)[0] for x in inputs]
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(5):
+                for got, same in zip(pool.map(lambda x: lstm(x)[0], inputs), expected, strict=True):
+                    assert torch.equal(got, same)
 
 
 @built
@@ -294,7 +451,7 @@ def test_the_switch():
 def test_without_the_extension_torch_serves(monkeypatch):
     monkeypatch.setattr(_native, "_extension", None)
     monkeypatch.setattr(_native, "_enabled", False)
-    assert _native.in_use() == "torch (the extension lstm_freeze._gates is not built)"
+    assert _native.in_use() == "torch (the extension lstm_freeze._timeloop is not built)"
     assert not _native.applies(torch.zeros(1))
     assert _native.enable(False) is False
     with pytest.raises(RuntimeError, match="install a C compiler and then lstm-freeze again"):
@@ -335,8 +492,8 @@ def imported_anew(monkeypatch):
         else:
             monkeypatch.setenv("LSTM_FREEZE_NATIVE", setting)
         if extension is not None:
-            monkeypatch.delattr("lstm_freeze._gates", raising=False)
-            monkeypatch.setitem(sys.modules, "lstm_freeze._gates", *extension)
+            monkeypatch.delattr("lstm_freeze._timeloop", raising=False)
+            monkeypatch.setitem(sys.modules, "lstm_freeze._timeloop", *extension)
         spec = importlib.util.spec_from_file_location("lstm_freeze._native_anew", _native.__file__)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -346,13 +503,26 @@ def imported_anew(monkeypatch):
 
 
 @built
-@pytest.mark.parametrize(
-    ("setting", "expected"), [(None, "native ("), ("", "native ("), ("1", "native ("), ("0", OFF)]
-)
-def test_the_environment_switches_it_off(imported_anew, setting, expected):
+@pytest.mark.parametrize("setting", [None, "", "0", "1"])
+def test_the_environment_switches_it(imported_anew, setting):
     module = imported_anew(setting)
-    assert module.in_use().startswith(expected)
-    assert module.applies(torch.zeros(1)) == (setting != "0")
+    on = setting == "1" or (setting != "0" and LEVELS[-1].startswith("avx"))
+    assert module.in_use() == (f"native ({LEVELS[-1]})" if on else OFF)
+    assert module.applies(torch.zeros(1)) == on
+
+
+@pytest.mark.parametrize(
+    ("levels", "setting", "on"),
+    [
+        (("baseline", "avx2"), "", True),
+        (("baseline",), "", False),
+        (("neon",), "", False),
+        (("neon",), "1", True),
+    ],
+)
+def test_where_it_was_not_measured_it_must_be_asked_for(levels, setting, on):
+    extension = types.SimpleNamespace(levels=lambda: levels)
+    assert _native._wanted(setting, extension) is on
 
 
 def test_the_environment_is_refused_where_it_says_neither(imported_anew):
@@ -363,5 +533,5 @@ def test_the_environment_is_refused_where_it_says_neither(imported_anew):
 @pytest.mark.parametrize("extension", [None, types.SimpleNamespace(INTERFACE=0)])
 def test_an_extension_absent_or_of_another_version_is_not_used(imported_anew, extension):
     module = imported_anew(extension=[extension])
-    assert module.in_use() == "torch (the extension lstm_freeze._gates is not built)"
+    assert module.in_use() == "torch (the extension lstm_freeze._timeloop is not built)"
     assert not module.applies(torch.zeros(1))

@@ -7,7 +7,7 @@ import torch
 from torch.autograd.gradcheck import GradcheckError
 from torch.nn.utils.rnn import pack_sequence
 
-from lstm_freeze import _native, _unrolling
+from lstm_freeze import _native, _stepping
 from lstm_freeze._packing import reverse_rows
 from lstm_freeze._recurrence import equations, layer
 from lstm_freeze._unrolling import Weights
@@ -190,9 +190,9 @@ def test_products_are_left_out_for_what_is_frozen():
 
 def test_a_frozen_direction_is_not_walked_back(monkeypatch):
     walked = []
-    factors = _unrolling._factors
+    factors = _stepping._factors
     monkeypatch.setattr(
-        _unrolling,
+        _stepping,
         "_factors",
         lambda gates, *rest: walked.append(len(gates)) or factors(gates, *rest),
     )

@@ -1,0 +1,275 @@
+/* The loops of _timeloop.c for one instruction set, which its macros describe. */
+
+#define NAMED_(name, level) name##_##level
+#define NAMED(name, level) NAMED_(name, level)
+#define OWN(name) NAMED(name, LEVEL)
+#define VECTOR OWN(Vector)
+#define TILE_ROW(tile, panel, row) ((tile) + ((panel) * CHUNK + (row)) * LANES)
+
+typedef float VECTOR __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* Panels of LANES columns: [unit / LANES][gate][depth][unit % LANES], padded with zeros. */
+TARGET static void OWN(pack)(const Packing *s) {
+    float *out = s->panels;
+    for (int64_t u = 0; u < s->units; u += LANES)
+        for (int64_t g = 0; g < s->gates; g++)
+            for (int64_t k = 0; k < s->depth; k++)
+                for (int64_t j = 0; j < LANES; j++) {
+                    int64_t row = g * s->units + u + j;
+                    *out++ = u + j < s->units ? s->data[row * s->of_row + k * s->of_column] : 0.0f;
+                }
+}
+
+/* m rows, (m, depth), times q panels, into a tile. `first` says that nothing is there yet. */
+INLINE TARGET void OWN(tile_of)(const float *rows, int64_t width, const float *panels,
+                                int64_t panel_size, int64_t depth, float *tile, int first,
+                                const int m, const int q) {
+    VECTOR sums[MOST_ROWS][MOST_PANELS], columns[MOST_PANELS];
+    for (int r = 0; r < m; r++)
+        for (int p = 0; p < q; p++)
+            sums[r][p] = (VECTOR){0};
+    for (int64_t k = 0; k < depth; k++) {
+#pragma GCC unroll 4
+        for (int p = 0; p < q; p++)
+            columns[p] = *(const VECTOR *)(panels + p * panel_size + k * LANES);
+#pragma GCC unroll 6
+        for (int r = 0; r < m; r++) {
+            VECTOR x = rows[r * width + k] - (VECTOR){0}; /* in every lane: minus zero is exact */
+#pragma GCC unroll 4
+            for (int p = 0; p < q; p++)
+                sums[r][p] = VECTOR_MULTIPLY_ADD(x, columns[p], sums[r][p]);
+        }
+    }
+    for (int r = 0; r < m; r++)
+        for (int p = 0; p < q; p++) {
+            VECTOR *out = (VECTOR *)TILE_ROW(tile, p, r);
+            if (!first)
+                sums[r][p] += *out;
+            *out = sums[r][p];
+        }
+}
+
+#define TILE_CASE(m, q)                                                                            \
+    case 8 * m + q:                                                                                \
+        OWN(tile_of)(rows, width, panels, panel_size, depth, tile, first, m, q);                   \
+        return;
+
+/* The same with m and q known to the compiler. */
+TARGET static void OWN(tile)(const float *rows, int64_t width, const float *panels,
+                             int64_t panel_size, int64_t depth, float *tile, int first, int m,
+                             int q) {
+    switch (8 * m + q) {
+        TILE_CASE(1, 1) TILE_CASE(1, 2) TILE_CASE(1, 4)
+        TILE_CASE(2, 1) TILE_CASE(2, 2) TILE_CASE(2, 4)
+        TILE_CASE(3, 1) TILE_CASE(3, 2) TILE_CASE(3, 4)
+        TILE_CASE(4, 1) TILE_CASE(4, 2)
+        TILE_CASE(5, 1) TILE_CASE(5, 2)
+        TILE_CASE(6, 1) TILE_CASE(6, 2)
+#if TILE >= 24
+        TILE_CASE(4, 4) TILE_CASE(5, 4) TILE_CASE(6, 4)
+#endif
+    }
+}
+
+/* Up to CHUNK rows, (count, depth), times up to MOST_PANELS panels, into a tile. */
+TARGET static void OWN(product)(const float *rows, int64_t width, int64_t count,
+                                const float *panels, int64_t depth, int count_panels,
+                                float *tile) {
+    int64_t blocks = (count + MOST_ROWS - 1) / MOST_ROWS;
+    int most = (int)((count + blocks - 1) / blocks);
+    for (int64_t k = 0; k < depth; k += DEPTH_BLOCK)
+        for (int p = 0, q; p < count_panels; p += q) {
+            for (q = MOST_PANELS; q > 1 && (q * most > TILE || q > count_panels - p);)
+                q /= 2;
+            for (int64_t b = 0; b < blocks; b++) {
+                int64_t r = count * b / blocks;
+                OWN(tile)(rows + r * width + k, width, panels + (p * depth + k) * LANES,
+                          depth * LANES, smaller(DEPTH_BLOCK, depth - k), TILE_ROW(tile, p, r),
+                          k == 0, (int)(count * (b + 1) / blocks - r), q);
+            }
+        }
+}
+
+INLINE TARGET void OWN(forward_units)(int64_t H, int width, const float *tile, float *gates,
+                                      const float *c_before, float *c, float *h, int keep) {
+    INDEPENDENT
+    for (int k = 0; k < width; k++) {
+        float i = sigmoid(gates[k] + TILE_ROW(tile, 0, 0)[k], FUSED);
+        float f = sigmoid(gates[H + k] + TILE_ROW(tile, 1, 0)[k], FUSED);
+        float g = hyperbolic_tangent(gates[2 * H + k] + TILE_ROW(tile, 2, 0)[k], FUSED);
+        float o = sigmoid(gates[3 * H + k] + TILE_ROW(tile, 3, 0)[k], FUSED);
+        float next = multiply_add(f, c_before[k], i * g, FUSED);
+        if (keep) {
+            gates[k] = i;
+            gates[H + k] = f;
+            gates[2 * H + k] = g;
+            gates[3 * H + k] = o;
+        }
+        c[k] = next;
+        h[k] = o * hyperbolic_tangent(next, FUSED);
+    }
+}
+
+/* One step of up to CHUNK sequences from `first` on, before any projection. */
+TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, int64_t before,
+                                      int64_t first, int64_t count) {
+    int64_t H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
+    float tile[4 * CHUNK * LANES];
+    const float *h_before = at(s->hidden, d, before + first, P);
+    const float *panels = at(s->weight_hh, d, 0, 0);
+    float *gates = at(s->gates, d, row - s->base + first, 4 * H);
+    const float *c_before = at(s->cells, d, (s->keep ? before : 0) + first, H);
+    float *c = at(s->cells, d, (s->keep ? batch + row : 0) + first, H);
+    float *h = s->weight_hr.data ? at(s->squashed, d, first, H)
+                                 : at(s->hidden, d, batch + row + first, H);
+    for (int64_t u = 0; u < H; u += LANES) {
+        int width = (int)smaller(LANES, H - u);
+        OWN(product)(h_before, P, count, panels + u * 4 * P, P, 4, tile);
+        for (int64_t r = 0; r < count; r++) {
+            const float *sums = TILE_ROW(tile, 0, r);
+            float *g = gates + r * 4 * H + u;
+            int64_t k = r * H + u;
+            if (width == LANES && s->keep)
+                OWN(forward_units)(H, LANES, sums, g, c_before + k, c + k, h + k, 1);
+            else if (width == LANES)
+                OWN(forward_units)(H, LANES, sums, g, c_before + k, c + k, h + k, 0);
+            else
+                OWN(forward_units)(H, width, sums, g, c_before + k, c + k, h + k, (int)s->keep);
+        }
+    }
+}
+
+/* out (count, N) = rows (count, depth) times the panels of N columns. */
+TARGET static void OWN(project)(const float *rows, int64_t depth, int64_t count,
+                                const float *panels, float *out, int64_t N) {
+    float tile[MOST_PANELS * CHUNK * LANES];
+    for (int64_t u = 0; u < N; u += LANES) {
+        OWN(product)(rows, depth, count, panels + u * depth, depth, 1, tile);
+        for (int64_t r = 0; r < count; r++)
+            memcpy(out + r * N + u, TILE_ROW(tile, 0, r),
+                   (size_t)smaller(LANES, N - u) * sizeof(float));
+    }
+}
+
+/* Sequences [low, high) of one direction through all steps. */
+TARGET static void OWN(forward)(const Forward *s, int64_t d, int64_t low, int64_t high) {
+    int64_t row = s->row, before = s->before, H = s->hidden_size, P = s->state_size;
+    for (int64_t t = s->steps.first; t < s->steps.first + s->steps.steps; t++) {
+        int64_t size = rows_of(&s->steps, t), last = smaller(high, size);
+        for (int64_t first = low; first < last; first += CHUNK) {
+            int64_t count = smaller(CHUNK, last - first);
+            OWN(forward_chunk)(s, d, row, before, first, count);
+            if (s->weight_hr.data)
+                OWN(project)(at(s->squashed, d, first, H), H, count, at(s->weight_hr, d, 0, 0),
+                             at(s->hidden, d, s->steps.batch + row + first, P), P);
+        }
+        before = s->steps.batch + row;
+        row += size;
+    }
+}
+
+INLINE TARGET void OWN(backward_units)(int64_t H, int width, const float *later, const float *dh,
+                                       float *dc, const float *gates, const float *c_before,
+                                       const float *c, float *dgates) {
+    INDEPENDENT
+    for (int k = 0; k < width; k++) {
+        float i = gates[k], f = gates[H + k], g = gates[2 * H + k], o = gates[3 * H + k];
+        float hidden = dh ? dh[k] + later[k] : later[k];
+        float squashed = hyperbolic_tangent(c[k], FUSED);
+        float cell = dc[k] + hidden * o * (1.0f - squashed * squashed);
+        dgates[k] = cell * g * (i * (1.0f - i));
+        dgates[H + k] = cell * c_before[k] * (f * (1.0f - f));
+        dgates[2 * H + k] = cell * i * (1.0f - g * g);
+        dgates[3 * H + k] = hidden * squashed * (o * (1.0f - o));
+        dc[k] = cell * f;
+    }
+}
+
+/* What one step of up to CHUNK sequences works on, from its first row. */
+typedef struct {
+    float *dh, *dc, *dgates;
+    const float *gates, *c_before, *c;
+} OWN(Rows);
+
+/* The units of `panels` panels from `u` on, given what reaches o * tanh(c) in a tile, and in dh. */
+TARGET static void OWN(backward_tile)(int64_t H, int64_t u, int panels, int64_t count,
+                                      const float *tile, const OWN(Rows) * s, const float *dh) {
+    for (int64_t r = 0; r < count; r++)
+        for (int p = 0; p < panels; p++) {
+            int64_t unit = u + p * LANES, k = r * H + unit, g = r * 4 * H + unit;
+            int width = (int)smaller(LANES, H - unit);
+            const float *later = TILE_ROW(tile, p, r);
+            if (width == LANES && dh)
+                OWN(backward_units)(H, LANES, later, dh + k, s->dc + k, s->gates + g,
+                                    s->c_before + k, s->c + k, s->dgates + g);
+            else
+                OWN(backward_units)(H, width, later, dh ? dh + k : 0, s->dc + k, s->gates + g,
+                                    s->c_before + k, s->c + k, s->dgates + g);
+        }
+}
+
+/* One step of up to CHUNK sequences. The first `running` of them have a later step, whose gates'
+ * gradients are in `later`; the others end here, with the gradients `dh_n`. */
+TARGET static void OWN(backward_chunk)(const Backward *s, int64_t d, const OWN(Rows) * here,
+                                       const float *later, const float *dh_n, int64_t count,
+                                       int64_t running) {
+    int64_t H = s->hidden_size, P = s->state_size;
+    float tile[MOST_PANELS * CHUNK * LANES];
+    int projects = s->weight_hr.data != 0;
+    for (int64_t u = 0; u < P; u += MOST_PANELS * LANES) {
+        int panels = (int)smaller(MOST_PANELS, (P - u + LANES - 1) / LANES);
+        if (running)
+            OWN(product)(later, 4 * H, running, at(s->weight_hh, d, u, 4 * H), 4 * H, panels, tile);
+        for (int64_t r = running; r < count; r++)
+            for (int64_t k = u; k < smaller(P, u + MOST_PANELS * LANES); k++)
+                TILE_ROW(tile, (k - u) / LANES, r)[(k - u) % LANES] = dh_n[r * P + k];
+        if (!projects)
+            OWN(backward_tile)(H, u, panels, count, tile, here, here->dh);
+        else
+            for (int64_t r = 0; r < count; r++)
+                for (int64_t k = u; k < smaller(P, u + MOST_PANELS * LANES); k++)
+                    here->dh[r * P + k] += TILE_ROW(tile, (k - u) / LANES, r)[(k - u) % LANES];
+    }
+    for (int64_t u = 0; projects && u < H; u += MOST_PANELS * LANES) {
+        int panels = (int)smaller(MOST_PANELS, (H - u + LANES - 1) / LANES);
+        OWN(product)(here->dh, P, count, at(s->weight_hr, d, u, P), P, panels, tile);
+        OWN(backward_tile)(H, u, panels, count, tile, here, 0);
+    }
+}
+
+/* Sequences [low, high) of one direction back through all steps. */
+TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int64_t high) {
+    int64_t H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
+    int64_t end = s->row, later = 0;
+    for (int64_t t = s->steps.first + s->steps.steps - 1; t >= s->steps.first; t--) {
+        int64_t size = rows_of(&s->steps, t), row = end - size, last = smaller(high, size);
+        int64_t before = t ? batch + row - rows_of(&s->steps, t - 1) : 0;
+        for (int64_t first = low; first < last; first += CHUNK) {
+            int64_t count = smaller(CHUNK, last - first);
+            int64_t running = smaller(count, later > first ? later - first : 0);
+            OWN(Rows)
+            here = {
+                at(s->dh, d, row + first, P),       at(s->dc, d, first, H),
+                at(s->dgates, d, row + first, 4 * H), at(s->gates, d, row + first, 4 * H),
+                at(s->cells, d, before + first, H), at(s->cells, d, batch + row + first, H),
+            };
+            OWN(backward_chunk)(s, d, &here, at(s->dgates, d, end + first, 4 * H),
+                                at(s->dh_n, d, first, P), count, running);
+        }
+        end = row;
+        later = size;
+    }
+}
+
+#undef LEVEL
+#undef TARGET
+#undef LANES
+#undef TILE
+#undef FUSED
+#undef VECTOR_MULTIPLY_ADD
+#undef NAMED_
+#undef NAMED
+#undef OWN
+#undef VECTOR
+#undef TILE_ROW
+#undef TILE_CASE
