@@ -1,5 +1,7 @@
-"""Draws the pictures of the schedules before the site is built."""
+"""Draws the pictures of the schedules, and takes measured tables and figures, for the site."""
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import nn
 from lstm_freeze import FreezeSchedule
 
 FIGURES = Path(__file__).parent / "figures"
+ROOT = Path(__file__).parents[1]
 
 
 def draw(folder: Path) -> None:
@@ -37,3 +40,16 @@ def draw(folder: Path) -> None:
 def on_pre_build(config: Any) -> None:
     """Called by mkdocs."""
     draw(FIGURES)
+    for figure in (ROOT / "benchmarks" / "results").glob("*.png"):
+        shutil.copy(figure, FIGURES)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Called by mkdocs: puts the README's generated tables where a page asks for them."""
+    readme = (ROOT / "README.md").read_text()
+
+    def table(match: re.Match[str]) -> str:
+        _, _, rest = readme.partition(f"<!-- benchmarks:{match[1]} -->")
+        return rest.partition(f"<!-- /benchmarks:{match[1]} -->")[0]
+
+    return re.sub("<!-- README: (\\w+) -->", table, markdown)
