@@ -13,7 +13,7 @@ from lstm_freeze import _native
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """The processor, threads, versions, the date, and which arithmetic BiLSTM's steps use."""
+    """The processor, threads, versions, the date, and which loop BiLSTM takes."""
     described = {
         "cpu": cpu_model(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -21,7 +21,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "step": _native.in_use(),
+        "loop": _native.in_use(),
         "date": datetime.date.today().isoformat(),
     }
     if device != "cpu":
@@ -29,7 +29,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
             "device": torch.cuda.get_device_name(device),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
-            "step": "torch",
+            "loop": "torch",
         }
     return described
 
@@ -39,8 +39,8 @@ def in_words(described: dict[str, Any]) -> str:
     device = f"{described['device']}, " if "device" in described else ""
     return (
         f"{device}{described['cpu']} ({described['instructions']}), threads: "
-        f"{described['threads']}, torch {described['torch']}, BiLSTM's step: {described['step']}, "
-        f"{described['date']}"
+        f"{described['threads']}, torch {described['torch']}, BiLSTM's loop: "
+        f"{described['loop']}, {described['date']}"
     )
 
 

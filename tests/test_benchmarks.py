@@ -199,7 +199,7 @@ def test_speed_measures_every_case(tmp_path, capsys):
         assert row["pairs"] >= 3
         assert row["ratio_lower"] <= row["ratio"] <= row["ratio_upper"]
         assert row["over_floor"] == pytest.approx(row["bilstm_ms"] / row["floor_ms"])
-    assert {"torch", "threads", "cpu", "date", "step"} <= results["machine"].keys()
+    assert {"torch", "threads", "cpu", "date", "loop"} <= results["machine"].keys()
     assert "Results equal in all 12 rows" in " ".join(printed.split())
     assert "RESULTS DIFFER" not in printed
     assert (tmp_path / "speed.png").stat().st_size > 1000
