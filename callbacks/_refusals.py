@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
@@ -54,6 +55,24 @@ def ddp_mistakes(model: Any, resolved: Any) -> list[str]:
             "static_graph"
         )
     return mistakes
+
+
+def refuse_uneven(trainer: Trainer) -> None:
+    """Raise ValueError if the ranks have different numbers of batches, on every rank alike.
+
+    They would begin epochs, and so phases, at different times, and exchange what does not match.
+    """
+    if trainer.world_size == 1:
+        return
+    own = torch.tensor(float(trainer.num_training_batches), device=trainer.strategy.root_device)
+    counts = trainer.strategy.all_gather(own).tolist()
+    if others := [rank for rank, count in enumerate(counts) if count != counts[0]]:
+        raise ValueError(
+            f"rank 0 has {counts[0]:g} batches in an epoch and rank {others[0]} has "
+            f"{counts[others[0]]:g}: they would wait for each other, or train in different phases; "
+            "leave use_distributed_sampler=True in the Trainer, or give every rank as many batches "
+            "(limit_train_batches)"
+        )
 
 
 def differences(state: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:

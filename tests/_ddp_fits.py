@@ -1,5 +1,6 @@
 """A tagger for fits on several ranks, and what is noted after each of its steps."""
 
+import os
 import warnings
 
 import lightning.pytorch as L
@@ -52,13 +53,23 @@ class Tagger(L.LightningModule):
         return self.optimizer(param_groups(self, self.lr))
 
 
-def loader(size=24, batch=BATCH):
+def share():
+    """This rank's number and how many there are; Lightning may begin the group only in fit."""
+    if dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return 0, 1
+
+
+def loader(size=24, batch=BATCH, even=True):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(size, T, I, generator=generator)
     rows = torch.utils.data.TensorDataset(x, (x.sum((1, 2)) > 0).long())
-    sampler = None
-    if dist.is_initialized():  # Lightning's own would shuffle
-        sampler = torch.utils.data.DistributedSampler(rows, shuffle=False)
+    rank, world = share()
+    sampler = range(rank, size, world)
+    if even:  # Lightning's own would shuffle
+        sampler = torch.utils.data.DistributedSampler(rows, world, rank, shuffle=False)
     return torch.utils.data.DataLoader(rows, batch, sampler=sampler)
 
 
@@ -101,7 +112,17 @@ def ddp(**options):
     return L.strategies.DDPStrategy(find_unused_parameters=True, **options)
 
 
-def fit(module, *callbacks, world=1, strategy=None, size=24, batch=BATCH, val=True, **options):
+def fit(
+    module,
+    *callbacks,
+    world=1,
+    strategy=None,
+    size=24,
+    batch=BATCH,
+    even=True,
+    val=True,
+    **options,
+):
     """Fit on this rank with the others; gives the Trainer."""
     made = {"max_epochs": 4, "devices": world, "num_sanity_val_steps": 0, **options}
     made["use_distributed_sampler"] = False
@@ -110,6 +131,6 @@ def fit(module, *callbacks, world=1, strategy=None, size=24, batch=BATCH, val=Tr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(callbacks=list(callbacks), strategy=strategy, **{**QUIET, **made})
-        loaders = loader(size, batch), loader(12, batch) if val else None
+        loaders = loader(size, batch, even), loader(12, batch) if val else None
         trainer.fit(module, *loaders, ckpt_path=ckpt_path)
     return trainer
