@@ -50,19 +50,26 @@ def copies(data: Tensor, seats: Seats) -> list[functools.partial[Tensor]]:
     if seats.place is None:
         form = torch.contiguous_format
         return [functools.partial(torch.clone, x, memory_format=form) for x in data.unbind(1)]
-    order = torch.empty_like(seats.place)
-    order[seats.place] = torch.arange(len(order), device=order.device)
-    return [
-        functools.partial(torch.index_select, data, 0, rows)
-        for rows in torch.split(order, seats.lengths)
-    ]
+    return [functools.partial(torch.index_select, data, 0, rows) for rows in _rows_of_each(seats)]
 
 
 def joined(samples: Sequence[Tensor], seats: Seats) -> Tensor:
     """Samples, (len, F) each, as the data of rows with these seats."""
     if seats.place is None:
         return torch.stack(list(samples), 1)
-    return torch.cat(list(samples)).index_select(0, seats.place)
+    # Not through their concatenation: first use of so much memory costs more than the copies.
+    data = samples[0].new_empty(len(seats.place), *samples[0].shape[1:])
+    for sample, rows in zip(samples, _rows_of_each(seats), strict=True):
+        data.index_copy_(0, rows, sample)
+    return data
+
+
+def _rows_of_each(seats: Seats) -> tuple[Tensor, ...]:
+    """The packed rows of each sample, by step."""
+    assert seats.place is not None
+    order = torch.empty_like(seats.place)
+    order[seats.place] = torch.arange(len(order), device=order.device)
+    return torch.split(order, seats.lengths)
 
 
 def rows_of(samples: Sequence[Tensor], like: Rows) -> tuple[Rows, Seats]:
