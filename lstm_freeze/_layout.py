@@ -63,7 +63,9 @@ def place_of(name: str) -> Place | None:
 
 def kinds_of(bias: bool, proj: bool) -> tuple[str, ...]:
     """The kinds an RNN with these options has, in registration order."""
-    return ("weight_ih", "weight_hh", *KIND_GROUPS["bias"] * bias, *("weight_hr",) * proj)
+    # Conditions and not products: under torch.compile they may be symbols.
+    biases = KIND_GROUPS["bias"] if bias else ()
+    return ("weight_ih", "weight_hh", *biases, *(("weight_hr",) if proj else ()))
 
 
 def rnn_names(num_layers: int, bidirectional: bool, bias: bool, proj: bool) -> tuple[str, ...]:

@@ -74,9 +74,6 @@ WRONG = {
     "hidden_size str": ({"hidden_size": "4"}, ["hidden_size", "int", "str"]),
     "hidden_size None": ({"hidden_size": None}, ["hidden_size", "int", "NoneType"]),
     "hidden_size numpy": ({"hidden_size": np.int64(4)}, ["hidden_size", "int", "int64"]),
-    "input_size zero": ({"input_size": 0}, ["input_size must be greater than zero"]),
-    "input_size negative": ({"input_size": -3}, ["input_size must be greater than zero"]),
-    "input_size float": ({"input_size": 3.0}, ["input_size", "int", "float"]),
     "num_layers zero": ({"num_layers": 0}, ["num_layers must be greater than zero"]),
     "num_layers negative": ({"num_layers": -1}, ["num_layers must be greater than zero"]),
     "num_layers float": ({"num_layers": 1.5}, ["int", "float"]),
@@ -99,14 +96,20 @@ WRONG = {
     "proj_size str": ({"proj_size": "1"}, ["int", "str"]),
     "proj_size None": ({"proj_size": None}, ["int", "NoneType"]),
     "proj_size True": ({"proj_size": True}, ["bool"]),
-    "bias int": ({"bias": 1}, ["bias should be of type bool, got: int"]),
-    "bias None": ({"bias": None}, ["bias should be of type bool, got: NoneType"]),
-    "batch_first int": ({"batch_first": 1}, ["batch_first should be of type bool, got: int"]),
-    "batch_first str": ({"batch_first": "x"}, ["batch_first should be of type bool, got: str"]),
     "dtype str": ({"dtype": "float32"}, ["dtype", "str"]),
     "dtype integer": ({"dtype": torch.int64}, ["floating point"]),
     "device unknown": ({"device": "nope"}, ["nope"]),
     "unknown keyword": ({"layers": 1}, ["unexpected keyword argument 'layers'"]),
+}
+NEWER = {
+    # What nn.LSTM does not check in the older versions of PyTorch, and BiLSTM does.
+    "input_size zero": ({"input_size": 0}, ["input_size must be greater than zero"]),
+    "input_size negative": ({"input_size": -3}, ["input_size must be greater than zero"]),
+    "input_size float": ({"input_size": 3.0}, ["input_size", "int", "float"]),
+    "bias int": ({"bias": 1}, ["bias should be of type bool, got: int"]),
+    "bias None": ({"bias": None}, ["bias should be of type bool, got: NoneType"]),
+    "batch_first int": ({"batch_first": 1}, ["batch_first should be of type bool, got: int"]),
+    "batch_first str": ({"batch_first": "x"}, ["batch_first should be of type bool, got: str"]),
 }
 
 
@@ -118,6 +121,27 @@ def test_wrong_arguments_raise_as_in_nn_lstm(keywords: dict[str, object], words:
     for word in words:
         assert word in str(expected)
         assert word in str(found)
+
+
+def nn_lstm_checks_its_arguments() -> bool:
+    """Whether this version's nn.LSTM refuses what makes no LSTM."""
+    try:
+        nn.LSTM(0, H)
+    except ValueError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("keywords", "words"), NEWER.values(), ids=NEWER)
+def test_what_the_newer_nn_lstm_refuses_is_refused_in_every_version(
+    keywords: dict[str, object], words: list[str]
+):
+    if nn_lstm_checks_its_arguments():
+        test_wrong_arguments_raise_as_in_nn_lstm(keywords, words)
+    error = error_of(BiLSTM, **{"input_size": I, "hidden_size": H, **keywords})
+    assert type(error) is (ValueError if "greater" in words[0] else TypeError)
+    for word in words:
+        assert word in str(error)
 
 
 @pytest.mark.parametrize(
