@@ -63,12 +63,15 @@ def share():
 
 
 def loader(size=24, batch=BATCH, even=True):
+    """Rows in a fixed order, shared among the ranks; with even=None Lightning is to share them."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(size, T, I, generator=generator)
     rows = torch.utils.data.TensorDataset(x, (x.sum((1, 2)) > 0).long())
+    if even is None:
+        return torch.utils.data.DataLoader(rows, batch)
     rank, world = share()
     sampler = range(rank, size, world)
-    if even:  # Lightning's own would shuffle
+    if even:
         sampler = torch.utils.data.DistributedSampler(rows, world, rank, shuffle=False)
     return torch.utils.data.DataLoader(rows, batch, sampler=sampler)
 
@@ -125,7 +128,7 @@ def fit(
 ):
     """Fit on this rank with the others; gives the Trainer."""
     made = {"max_epochs": 4, "devices": world, "num_sanity_val_steps": 0, **options}
-    made["use_distributed_sampler"] = False
+    made["use_distributed_sampler"] = even is None  # Lightning's own shuffles
     strategy = strategy or (DDP if dist.is_initialized() else "auto")
     ckpt_path = made.pop("ckpt_path", None)
     with warnings.catch_warnings():

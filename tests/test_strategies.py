@@ -469,6 +469,55 @@ def test_two_machines_by_torchrun(tmp_path):
     assert_close(found[3][1]["weights"], joint["weights"])
 
 
+class Report(L.Callback):
+    """Leaves what a rank noted in a folder, for processes that Lightning makes and ends."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_fit_end(self, trainer, module):
+        found = {type(callback).__name__: callback for callback in trainer.callbacks}
+        drift = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        result = {
+            "seen": found["Watch"].seen,
+            "phase": found["FreezeScheduler"].phase,
+            "checks": found["FrozenWeightsCheck"].checks,
+            "metrics": drift,
+            "weights": weights(module),
+        }
+        torch.save(result, Path(self.folder, f"{trainer.global_rank}.pt"))
+
+
+MADE_BY_LIGHTNING = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_strategies import *
+
+if __name__ == "__main__":
+    module = Tagger()
+    callbacks = CASES["refreezing"](), Watch(), FrozenWeightsCheck(), WeightDrift(1)
+    options = {{"strategy": {strategy!r}, "world": 2, "max_epochs": 3, "even": None}}
+    fit(module, *callbacks, Report({folder!r}), **options)
+    assert all(p.requires_grad for p in module.parameters())
+"""
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_processes_that_lightning_forks_or_spawns(start, tmp_path):
+    script, strategy = tmp_path / "script.py", f"ddp_{start}_find_unused_parameters_true"
+    tests = str(Path(__file__).parent)
+    script.write_text(
+        MADE_BY_LIGHTNING.format(tests=tests, strategy=strategy, folder=str(tmp_path))
+    )
+    command = [sys.executable, "-W", "ignore", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT
+    )
+    assert done.returncode == 0, done.stderr
+    assert_frozen_and_equal([torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)])
+
+
 # ---- FSDP2
 
 
