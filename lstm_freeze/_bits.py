@@ -121,23 +121,37 @@ def _same(a: Bits, b: Bits) -> bool | Tensor:
 
 def _hash(words: Tensor, rest: Tensor) -> Tensor:
     sums = _row_sums(words, 0)
-    if len(rest):
-        sums = torch.cat([sums, nn.functional.pad(rest, (0, 8 - len(rest))).view(torch.int64)])
+    if over := rest.numel():
+        sums = torch.cat([sums, nn.functional.pad(rest, (0, 8 - over)).view(torch.int64)])
     level = 1
-    while len(sums) > 1:
+    while sums.numel() > 1:
         sums = _row_sums(sums, level)
         level += 1
-    return sums[0] if len(sums) else sums.new_zeros(())
+    return sums.view(()) if sums.numel() else sums.new_zeros(())
 
 
 def _row_sums(words: Tensor, level: int) -> Tensor:
     low, high = _weights(level, words.device)
+    if words.device.type == "cpu" and _words is not None:
+        return _native_sums(words, low, high)
     whole = len(words) // _ROW * _ROW
     sums = [row_sums(words[:whole].view(-1, _ROW), low, high)] if whole else []
     if whole < len(words):
         n = len(words) - whole
         sums.append(row_sums(words[whole:].view(1, -1), low[:n], high[:n]))
     return sums[0] if len(sums) == 1 else torch.cat(sums) if sums else words
+
+
+def _native_sums(words: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The sums of contiguous words; by addresses, since views would take longer than most sums."""
+    rows, left = divmod(words.numel(), _ROW)
+    out = words.new_empty(rows + (left > 0))
+    start, end, weights = words.data_ptr(), out.data_ptr(), (low.data_ptr(), high.data_ptr())
+    if rows:
+        _words.row_sums(start, rows, _ROW, *weights, end)
+    if left:
+        _words.row_sums(start + 8 * rows * _ROW, 1, left, *weights, end + 8 * rows)
+    return out
 
 
 def row_sums(table: Tensor, low: Tensor, high: Tensor) -> Tensor:
