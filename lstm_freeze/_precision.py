@@ -21,6 +21,8 @@ class Precision(NamedTuple):
 
     def admit(self, tensor: Tensor) -> Tensor:
         """A tensor as the recurrence takes it."""
+        if tensor.dtype == self.rounded == self.compute:
+            return tensor
         return tensor.to(self.rounded).to(self.compute)
 
     def admit_all(self, weights: Weights) -> Weights:
