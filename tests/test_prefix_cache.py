@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from lstm_freeze import BiLSTM, PrefixCache, freeze, unfreeze
+from lstm_freeze import BiLSTM, PrefixCache, freeze, status, unfreeze
 from lstm_freeze._packing import dense_rows, packed_rows
 from lstm_freeze._samples import contents, seats_of
 
@@ -289,6 +289,95 @@ def test_eviction_in_the_middle_of_a_call_harms_nothing():
     cached.prefix_cache = PrefixCache(max_bytes=2 * one)
     cached(x[:, :2])
     assert_same(cached, plain, x)
+
+
+def test_levels_kept_on_the_way_displace_nothing_and_leave_first():
+    cached, plain = twins((0, 1))
+    x, state = dense(4), 2 * (2 * H)  # h and c of one layer
+    shallow, deep = 4 * (6 * 2 * H + state), 4 * (6 * 2 * H + 2 * state)
+    cached.prefix_cache = PrefixCache(max_bytes=4 * deep + 2 * shallow, keep_levels=[1])
+    cached(x[:, :3])  # room for three of both; a fourth takes that of others
+    assert cached.prefix_cache.stats()["bytes"] == 3 * (deep + shallow)
+    cached(x[:, 3:])
+    assert cached.prefix_cache.stats() == {
+        "hits": 0,
+        "misses": 4,
+        "bytes": 4 * deep + 2 * shallow,
+        "evictions": 1,
+    }
+    assert_same(cached, plain, x)
+    assert counts(cached) == (4, 4)
+    for lstm in (cached, plain):
+        unfreeze(lstm, layers=1)
+    assert_same(cached, plain, x)
+    assert counts(cached) == (4 + 2, 4 + 2)
+
+
+def test_a_sample_that_stands_twice_in_a_batch_is_kept_once():
+    cached, plain = twins()
+    x = dense(1).expand(-1, 3, -1)
+    assert_same(cached, plain, x)
+    assert cached.prefix_cache.stats()["bytes"] == 4 * (6 * 2 * H + 2 * (4 * H))
+    assert_same(cached, plain, x[:, :2])
+    assert counts(cached) == (2, 3)
+
+
+def test_unbatched_input_is_a_batch_of_one():
+    cached, plain = twins()
+    x = dense(2)
+    cached(x)
+    assert_same(cached, plain, x[:, 1])
+    assert counts(cached) == (1, 2)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_rows_may_begin_anywhere_in_memory(offset):
+    torch.manual_seed(0)
+    lstm = BiLSTM(2, H).requires_grad_(False)  # rows of 8 bytes
+    lstm.prefix_cache = PrefixCache()
+    memory = torch.randn(5 * 3 * 2 + offset)[offset:]
+    x = memory.view(5, 3, 2)
+    assert x.storage_offset() == offset
+    expected = lstm(x)[0]
+    assert torch.equal(lstm(x.clone())[0], expected)
+    assert counts(lstm) == (3, 3)
+
+
+def test_a_parametrised_prefix_is_served_until_its_originals_change():
+    torch.manual_seed(0)
+    cached = BiLSTM(F, H, num_layers=2)
+    nn.utils.parametrizations.weight_norm(cached, "weight_hh_l0")
+    freeze(cached, layers=0)
+    plain = copy.deepcopy(cached)
+    cached.prefix_cache = PrefixCache()
+    for lstm in (cached, plain):
+        assert not lstm.parametrizations.weight_hh_l0.original0.requires_grad
+    for _ in range(2):
+        assert_same(cached, plain, dense())
+    assert counts(cached) == (4, 4)
+    for lstm in (cached, plain):
+        lstm.parametrizations.weight_hh_l0.original0.data.mul_(2)
+    assert_same(cached, plain, dense())
+    assert counts(cached) == (4, 8)
+
+
+def test_status_shows_it():
+    cached, _ = twins()
+    cached(dense())
+    held = cached.prefix_cache.stats()["bytes"]
+    note = f"prefix cache of BiLSTM: hits 0, misses 4, bytes {held:,}, evictions 0"
+    assert note in str(status(cached))
+
+
+def test_levels_set_later_are_checked_and_in_order():
+    cache = PrefixCache()
+    cache.keep_levels = {3, 1}
+    assert cache.keep_levels == (1, 3)
+    with pytest.raises(ValueError, match="`keep_levels` must be at least 1, got 0"):
+        cache.keep_levels = [0]
+    with pytest.raises(TypeError, match="`keep_levels` must be several integers, got 2"):
+        cache.keep_levels = 2
+    assert cache.keep_levels == (1, 3)
 
 
 def _hx():
