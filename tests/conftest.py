@@ -1,4 +1,4 @@
-"""One thread per test process: the workers share the cores, and the summation order is the same on every machine."""
+"""One thread per test process: the workers share the cores; the summation order is fixed."""
 
 import os
 
