@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ def refuse_uneven(trainer: Trainer) -> None:
     """
     if trainer.world_size == 1:
         return
-    own = torch.tensor(float(trainer.num_training_batches), device=trainer.strategy.root_device)
-    counts = trainer.strategy.all_gather(own).tolist()
+    own = torch.tensor([float(trainer.num_training_batches)], device=trainer.strategy.root_device)
+    gathered = [torch.empty_like(own) for _ in range(trainer.world_size)]
+    dist.all_gather(gathered, own)
+    counts = torch.cat(gathered).tolist()
     if others := [rank for rank, count in enumerate(counts) if count != counts[0]]:
         raise ValueError(
             f"rank 0 has {counts[0]:g} batches in an epoch and rank {others[0]} has "

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import warnings
+
+# Read by torch's import: DDP would say on stderr that the last phase freezes nothing.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import pytorch_lightning as pl
 import torch
@@ -65,8 +69,11 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=2, help="processes on this machine")
     options = parser.parse_args()
     # Lightning's advice on hardware and loaders would bury the lines of the epochs.
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
+    # Lightning 2.6 uses what torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     pl.seed_everything(0, verbose=False)
     train: list[Peptide] = split_peptides().train
     check = FrozenWeightsCheck()

@@ -669,3 +669,6 @@ def test_the_example_with_two_processes(tmp_path):
     epochs = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
     assert len(epochs) == 6
     assert all(line.endswith("2 of 2 ranks hold the same bits") for line in epochs)
+    assert [line.split()[2] for line in epochs] == [*["81"] * 2, *["39,121"] * 2, *["58,961"] * 2]
+    assert len(done.stdout.splitlines()) == 7
+    assert done.stderr == ""
