@@ -377,16 +377,35 @@ def test_export_runs_after_decomposition():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporters' own, many and changing
-@pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "TorchScript"])
-def test_onnx_export(dynamo: bool, tmp_path):
-    """What is exported from BiLSTM gives, in another runtime, what nn.LSTM gives."""
+@pytest.mark.parametrize(
+    ("back", "options", "lengths"),
+    [
+        (True, {"dynamo": True}, [T]),
+        (True, {"dynamo": False, "dynamic_axes": {"x": {0: "time"}}}, [T, 3 * T, 1]),
+        (False, {"dynamo": False}, [T]),
+    ],
+    ids=["to_lstm", "to_lstm, any length", "BiLSTM, one length"],
+)
+def test_onnx_export(back: bool, options: dict[str, object], lengths: list[int], tmp_path):
+    """What docs/wrapping.md says of exporting gives, in another runtime, what nn.LSTM gives."""
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     lstm, model = taggers()
+    if back:
+        model.lstm = model.lstm.to_lstm()
     path = str(tmp_path / "model.onnx")
-    torch.onnx.export(model.eval(), (X,), path, dynamo=dynamo, verbose=False)
+    torch.onnx.export(model.eval(), (X,), path, input_names=["x"], verbose=False, **options)
     session = runtime.InferenceSession(path)
-    (name,) = [node.name for node in session.get_inputs()]
-    other = LONGER[:T]
-    found = torch.from_numpy(session.run(None, {name: other.numpy()})[0])
-    assert_close({"y": found}, {"y": lstm(other).detach()}, 1e-5)
+    for length in lengths:
+        other = LONGER[:length]
+        found = torch.from_numpy(session.run(None, {"x": other.numpy()})[0])
+        assert_close({"y": found}, {"y": lstm(other).detach()}, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_export_of_the_operator_is_refused_and_not_wrong(tmp_path):
+    pytest.importorskip("onnxscript")
+    _, model = taggers()
+    with pytest.raises(torch.onnx.OnnxExporterError, match=r"lstm_freeze\.layer"):
+        torch.onnx.export(model.eval(), (X,), tmp_path / "model.onnx", dynamo=True, verbose=False)
