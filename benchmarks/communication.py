@@ -7,12 +7,15 @@ Processes on this machine (gloo) train the same encoder twice: once with DDP's o
 sends zeros for what is frozen, and once as FreezeScheduler sets it up. Bytes are those given to
 all-reduce by one rank in a step; times are medians over a phase's steps of rank 0, the first two
 left out. The shares are the time inside the scheduler's hooks and inside the guard's checks,
-divided by the time of the step they belong to.
+divided by the time of the step they belong to. A full run on two ranks is saved as
+benchmarks/results/communication.json, from which readme_tables.py writes the table of
+docs/distributed.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import multiprocessing
 import os
@@ -33,6 +36,7 @@ from machine import in_words, machine
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from speed import RESULTS, SCRATCH
 from torch import Tensor, nn
 
 from lstm_freeze import BiLSTM, FrozenGuard, param_groups
@@ -195,16 +199,27 @@ def measure(ranks: int, size: Size, plain: bool) -> dict[int, list[Step]]:
     return {phase: steps[2:] for phase, steps in phases.items()}
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--ranks", type=int, default=2, help="processes (default 2)")
-    options = parser.parse_args()
-    size = QUICK if options.quick else FULL
-    plain, ours = (measure(options.ranks, size, plain) for plain in (True, False))
+def rows_of(plain: dict[int, list[Step]], ours: dict[int, list[Step]]) -> list[dict[str, Any]]:
+    """One row a phase: bytes of a step, medians of its time and of our shares in it."""
+    return [
+        {
+            "phase": phase,
+            "trainable": steps[0].trainable,
+            "alone_bytes": plain[phase][0].sent,
+            "bytes": steps[0].sent,
+            "alone_ms": 1e3 * statistics.median(s.seconds for s in plain[phase]),
+            "ms": 1e3 * statistics.median(s.seconds for s in steps),
+            "scheduler": statistics.median(s.scheduler / s.seconds for s in steps),
+            "guard": statistics.median(s.guard / s.seconds for s in steps),
+        }
+        for phase, steps in ours.items()
+    ]
+
+
+def show(rows: list[dict[str, Any]], ranks: int) -> None:
+    """Print a table."""
     table = Table(
-        title=f"gradual unfreezing on {options.ranks} ranks: sent per step and rank, by phase",
+        title=f"gradual unfreezing on {ranks} ranks: sent per step and rank, by phase",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -213,23 +228,39 @@ def main() -> None:
         *("step alone, ms", "with, ms", "scheduler", "guard"),
     ):
         table.add_column(column, justify="right")
-    for phase, steps in ours.items():
-        alone, sent = plain[phase][0].sent, steps[0].sent
+    for row in rows:
         table.add_row(
-            f"{phase}",
-            f"{steps[0].trainable:,}",
-            f"{alone / 1e3:,.1f}",
-            f"{sent / 1e3:,.1f}",
-            f"[bold]{1 - sent / alone:.1%}",
-            f"{1e3 * statistics.median(s.seconds for s in plain[phase]):.1f}",
-            f"{1e3 * statistics.median(s.seconds for s in steps):.1f}",
-            f"{statistics.median(s.scheduler / s.seconds for s in steps):.2%}",
-            f"{statistics.median(s.guard / s.seconds for s in steps):.2%}",
+            f"{row['phase']}",
+            f"{row['trainable']:,}",
+            f"{row['alone_bytes'] / 1e3:,.1f}",
+            f"{row['bytes'] / 1e3:,.1f}",
+            f"[bold]{1 - row['bytes'] / row['alone_bytes']:.1%}",
+            f"{row['alone_ms']:.1f}",
+            f"{row['ms']:.1f}",
+            f"{row['scheduler']:.2%}",
+            f"{row['guard']:.2%}",
         )
     console = Console()
     console = console if console.width >= 110 else Console(width=110)
     console.print(in_words(machine()))
     console.print(table)
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--ranks", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--out", type=Path, help="folder for communication.json")
+    options = parser.parse_args()
+    size = QUICK if options.quick else FULL
+    rows = rows_of(*(measure(options.ranks, size, plain) for plain in (True, False)))
+    show(rows, options.ranks)
+    out = options.out or (SCRATCH if options.quick or options.ranks != 2 else RESULTS)
+    out.mkdir(parents=True, exist_ok=True)
+    results = {"machine": machine() | {"threads": 1}, "ranks": options.ranks}
+    results |= {"sizes": size._asdict(), "rows": rows}
+    (out / "communication.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

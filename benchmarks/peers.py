@@ -4,6 +4,9 @@
     python benchmarks/peers.py                     # two or three minutes
     python benchmarks/peers.py --only resume ddp   # some of the questions
 
+A whole run is saved as benchmarks/results/peers.json, from which readme_tables.py writes the table
+of docs/distributed.md.
+
 Each question is answered by a fit, in processes of their own, from what the weights did: nothing in
 the table is written by hand. Each library is set up as its documentation shows.
 """
@@ -12,11 +15,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import logging
 import multiprocessing
 import os
 import tempfile
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,6 +34,7 @@ from machine import in_words, machine
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from speed import RESULTS, SCRATCH
 from torch import Tensor, nn
 
 from lstm_freeze import param_groups
@@ -95,20 +99,54 @@ class Normed(nn.Module):
         return normed
 
 
-def lstm(layers: int = 2, zero_biases: bool = False) -> nn.LSTM:
+class Layers(nn.Module):
+    """Two layers as modules of their own, with biases that begin at zero."""
+
+    def __init__(self) -> None:
+        """Layers of 4 units a direction."""
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.LSTM(size, 4, batch_first=True, bidirectional=True) for size in (3, 8)
+        )
+        for name, parameter in self.named_parameters():
+            if "bias" in name:
+                nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, 3) -> (B, T, 8)."""
+        for layer in self.layers:
+            x = layer(x)[0]
+        return x
+
+
+class LayerRates(L.callbacks.BaseFinetuning):
+    """BaseFinetuning, as documented, with a learning rate for each layer."""
+
+    def freeze_before_training(self, pl_module: L.LightningModule) -> None:
+        """The head alone begins."""
+        self.freeze(pl_module.backbone)
+
+    def finetune_function(
+        self, pl_module: L.LightningModule, epoch: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Layer by layer, since each has its own rate."""
+        if epoch == UNFREEZE_AT:
+            for layer, lr in zip(pl_module.backbone.layers, (0.02, 0.05), strict=True):  # type: ignore
+                self.unfreeze_and_add_param_group(layer, optimizer, lr)
+
+
+def lstm(layers: int = 2) -> nn.LSTM:
     """The backbone."""
     torch.manual_seed(0)
-    made = nn.LSTM(3, 4, layers, batch_first=True, bidirectional=True)
-    for name, parameter in made.named_parameters():
-        if zero_biases and "bias" in name:
-            nn.init.zeros_(parameter)
-    return made
+    return nn.LSTM(3, 4, layers, batch_first=True, bidirectional=True)
 
 
-def unfreezing(library: str, phases: Sequence[Sequence[str]]) -> L.Callback:
+def unfreezing(library: str, phases: Sequence[Sequence[str]], epochs: int) -> L.Callback:
     """The library's callback; in phase n, which lasts one epoch, these train (theirs: also)."""
     if library == "lstm_freeze":
         return FreezeScheduler({n: list(names) for n, names in enumerate(phases)})
+    if library == "BaseFinetuning":
+        return LayerRates()
     if library == "BackboneFinetuning":
         if list(map(list, phases)) != [["head"], ["head", "backbone"]]:
             raise NotImplementedError("it unfreezes whole modules, once")
@@ -117,12 +155,13 @@ def unfreezing(library: str, phases: Sequence[Sequence[str]]) -> L.Callback:
         )
     from finetuning_scheduler import FinetuningScheduler
 
+    phases = phases[:epochs]
     schedule: dict[int, dict[str, Any]] = {}
     for n, names in enumerate(phases):
         new = [name for name in names if n == 0 or name not in phases[n - 1]]
         schedule[n] = {"params": [_pattern(name) for name in new]}
-        if n + 1 < len(phases):
-            schedule[n]["max_transition_epoch"] = n + 1
+        # Each phase must have one; the fit ends with that of the last.
+        schedule[n]["max_transition_epoch"] = n + 1 if n + 1 < len(phases) else epochs
     return FinetuningScheduler(
         ft_schedule=schedule, epoch_transitions_only=True, restore_best=False, logging_level=40
     )
@@ -194,7 +233,7 @@ def fit(
         trainer = L.Trainer(
             accelerator="cpu",
             max_epochs=epochs,
-            callbacks=[unfreezing(library, phases), watch],
+            callbacks=[unfreezing(library, phases, epochs), watch],
             default_root_dir=root,
             num_sanity_val_steps=0,
             **{**dict.fromkeys(quiet, False), "devices": 1, **options},
@@ -226,10 +265,14 @@ def resume(library: str, folder: Path) -> Answer:
 
 
 def zero_biases(library: str, folder: Path) -> Answer:
-    """Do LSTM biases that begin at zero train once unfrozen?"""
-    _, watch = fit(library, lstm(zero_biases=True), 8)
+    """Do LSTM biases that begin at zero train once unfrozen, each layer with its own rate?"""
+    # BackboneFinetuning has one rate for all; its base class is what Lightning offers for this.
+    used = "BaseFinetuning" if library == "BackboneFinetuning" else library
+    torch.manual_seed(0)
+    _, watch = fit(used, Layers(), 8)
     moved = {n for n in watch.moved[-1] if "bias_" in n}
-    return Answer(len(moved) == 8, f"{len(moved)} of 8 biases move")
+    by = " (BaseFinetuning)" if used != library else ""
+    return Answer(len(moved) == 8, f"{len(moved)} of 8 biases move{by}")
 
 
 def batch_norm(library: str, folder: Path) -> Answer:
@@ -268,7 +311,7 @@ def layers(library: str, folder: Path) -> Answer:
 QUESTIONS: dict[str, tuple[str, Callable[[str, Path], Answer]]] = {
     "ddp": ("ranks bit-equal after each unfreeze (DDP)", ranks_equal),
     "resume": ("resume past the unfreeze", resume),
-    "biases": ("zero-initialised biases train", zero_biases),
+    "biases": ("zero-initialised biases train, a rate for each layer", zero_biases),
     "norm": ("frozen batch norm stays, train = eval", batch_norm),
     "refreeze": ("a later phase freezes again", refreeze),
     "layers": ("layer 1 of 11, both directions", layers),
@@ -313,8 +356,8 @@ def answer(library: str, question: str) -> Answer:
         except NotImplementedError as reason:
             return Answer(False, f"not offered: {reason}")
         except Exception as error:
-            last = traceback.format_exception_only(type(error), error)[-1]
-            return Answer(False, last.strip().splitlines()[0][:100])
+            first = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+            return Answer(False, f"refused: {first.partition('. ')[0]}")
 
 
 def _quiet() -> None:
@@ -335,9 +378,10 @@ def installed() -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Ask all, and print."""
+    """Ask all, print and save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
+    parser.add_argument("--out", type=Path, help="folder for peers.json")
     options = parser.parse_args()
     console = Console()
     console = console if console.width >= 120 else Console(width=120)
@@ -346,14 +390,23 @@ def main() -> None:
     table.add_column("question")
     for library, version in libraries.items():
         table.add_column(f"{library} {version}", ratio=1)
+    rows = []
     # One question at a time, each in a process that ends with it.
     with ProcessPoolExecutor(1, mp_context=CONTEXT, max_tasks_per_child=1) as pool:
         for question in options.only:
             found = [pool.submit(answer, library, question).result() for library in libraries]
             cells = [f"[bold]{'yes' if a.right else 'no'}[/]: {a.seen}" for a in found]
             table.add_row(QUESTIONS[question][0], *cells)
+            answers = {n: a._asdict() for n, a in zip(libraries, found, strict=True)}
+            rows.append({"question": QUESTIONS[question][0], "answers": answers})
     console.print(in_words(machine()))
     console.print(table)
+    whole = len(rows) == len(QUESTIONS) and len(libraries) == len(LIBRARIES)
+    out = options.out or (RESULTS if whole else SCRATCH)
+    out.mkdir(parents=True, exist_ok=True)
+    results = {"machine": machine(), "versions": libraries, "rows": rows}
+    (out / "peers.json").write_text(json.dumps(results, indent=1) + "\n")
+    console.print(f"saved in {out / 'peers.json'}")
 
 
 if __name__ == "__main__":

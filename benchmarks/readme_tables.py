@@ -1,10 +1,10 @@
-"""Writes the README's tables from the saved results, between their markers.
+"""Writes the tables of README.md and of guides from the saved results, between their markers.
 
-    python benchmarks/readme_tables.py           # rewrites README.md
-    python benchmarks/readme_tables.py --check   # exit status 1 if README.md says something else
+    python benchmarks/readme_tables.py           # rewrites them
+    python benchmarks/readme_tables.py --check   # exit status 1 if one of them says something else
 
-The markers are `<!-- benchmarks:speed -->` and `<!-- /benchmarks:speed -->`, and the same with
-`runs`. Every row that was measured is printed, the slower ones too.
+The markers are `<!-- benchmarks:speed -->` and `<!-- /benchmarks:speed -->`, and the same with the
+other names in PAGES. Every row that was measured is printed, the slower ones too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from speed import RESULTS, ROOT
 from summary import Row, equality, shape_of, verdicts
 from whole_runs import BASELINE
 
-README = ROOT / "README.md"
+README, DISTRIBUTED = ROOT / "README.md", ROOT / "docs" / "distributed.md"
 
 
 def speed_tables(results: dict[str, Any]) -> str:
@@ -97,12 +97,57 @@ def replaced(text: str, name: str, body: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n\n{body}\n\n{end}", text)
 
 
-def generated(text: str, results: Path = RESULTS) -> str:
-    """The README with the tables of the saved results."""
-    for name, file, tables in (
+def peer_table(results: dict[str, Any]) -> str:
+    """One row a question, one column a library."""
+    header = ["", *(f"{name} {version}" for name, version in results["versions"].items())]
+    lines = []
+    for row in results["rows"]:
+        answers = row["answers"].values()
+        cells = [f"**{'yes' if a['right'] else 'no'}**: {a['seen']}" for a in answers]
+        lines.append([row["question"], *cells])
+    return _markdown(header, lines, numbers=False)
+
+
+def communication_table(results: dict[str, Any]) -> str:
+    """Bytes sent, times and our shares, by phase."""
+    header = [
+        *("phase", "parameters that train", "kB sent by DDP alone", "kB with the schedule"),
+        *("saved", "ms a step, DDP alone", "with the schedule", "scheduler", "guard"),
+    ]
+    lines = [
+        [
+            f"{row['phase']}",
+            f"{row['trainable']:,}",
+            f"{row['alone_bytes'] / 1e3:,.1f}",
+            f"{row['bytes'] / 1e3:,.1f}",
+            f"**{1 - row['bytes'] / row['alone_bytes']:.1%}**",
+            f"{row['alone_ms']:.0f}",
+            f"{row['ms']:.0f}",
+            f"{row['scheduler']:.2%}",
+            f"{row['guard']:.2%}",
+        ]
+        for row in results["rows"]
+    ]
+    size = ", ".join(f"{name}={value}" for name, value in list(results["sizes"].items())[:5])
+    caption = f"{results['ranks']} processes, {size}. {in_words(results['machine'])}."
+    return f"{caption}\n\n{_markdown(header, lines)}"
+
+
+PAGES = {
+    README: (
         ("speed", "speed.json", speed_tables),
         ("runs", "gradual_run.json", run_tables),
-    ):
+    ),
+    DISTRIBUTED: (
+        ("peers", "peers.json", peer_table),
+        ("communication", "communication.json", communication_table),
+    ),
+}
+
+
+def generated(text: str, page: Path = README, results: Path = RESULTS) -> str:
+    """The text of a page with the tables of the saved results."""
+    for name, file, tables in PAGES[page]:
         text = replaced(text, name, tables(json.loads((results / file).read_text())))
     return text
 
@@ -112,12 +157,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing")
     check = parser.parse_args(argv).check
-    before = README.read_text()
-    after = generated(before)
-    if check:
-        return int(before != after)
-    README.write_text(after)
-    return 0
+    differs = False
+    for page in PAGES:
+        before = page.read_text()
+        after = generated(before, page)
+        differs = differs or before != after
+        if not check:
+            page.write_text(after)
+    return int(check and differs)
 
 
 def _targets(rows: Sequence[Row]) -> str:
@@ -176,8 +223,8 @@ def _tracing(rows: Sequence[Row]) -> str:
     return _markdown(["", *(f"T={row['T']}" for row in rows)], lines)
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    aligned = ["---", *["---:"] * (len(header) - 1)]
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
+    aligned = ["---", *["---:" if numbers else "---"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, aligned, *rows))
 
 

@@ -1,6 +1,7 @@
 """The benchmarks: their arithmetic, their scripts, and the README's tables made from them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -328,9 +329,10 @@ def test_tables_of_runs_show_every_arm():
     assert "| BiLSTM + FreezeScheduler | 16.0 s (4.00x) | 24.0 s (4.00x) |" in text
 
 
-def test_readme_holds_the_generated_tables():
-    text = readme_tables.README.read_text()
-    assert readme_tables.generated(text) == text, "run python benchmarks/readme_tables.py"
+@pytest.mark.parametrize("page", readme_tables.PAGES, ids=lambda page: page.name)
+def test_pages_hold_the_generated_tables(page):
+    text = page.read_text()
+    assert readme_tables.generated(text, page) == text, "run python benchmarks/readme_tables.py"
 
 
 def run_script(name, *arguments):
@@ -366,6 +368,35 @@ def test_gradual_run_runs_as_a_script(tmp_path):
         if run["cache"] and run["plan"] != "ULMFiT":  # there each depth lives for one epoch
             assert run["cache"]["hits"] > 0
     assert 1000 < (tmp_path / "gradual_run.png").stat().st_size < 150_000
+
+
+@pytest.mark.slow
+def test_communication_runs_as_a_script(tmp_path):
+    done = run_script("communication.py", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "communication.json").read_text())
+    assert [row["phase"] for row in results["rows"]] == [0, 1, 2, 3]
+    for row in results["rows"]:
+        assert row["bytes"] == 4 * row["trainable"]
+        assert row["alone_bytes"] == 4 * results["rows"][-1]["trainable"]
+        assert 0 < row["guard"] < 1
+    assert "| **0.0%** |" in readme_tables.communication_table(results)
+
+
+@pytest.mark.slow
+def test_peers_are_asked_by_running_them(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "peers.py"), "--only", "ddp", "biases"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "peers.json").read_text())
+    for row in results["rows"]:
+        assert row["answers"]["lstm_freeze"]["right"]
+        assert not row["answers"]["BackboneFinetuning"]["right"]
+    ranks = results["rows"][0]["answers"]["BackboneFinetuning"]["seen"]
+    assert re.fullmatch(r"ranks apart by 0(, [\d.]+){2}", ranks)
+    assert f"| **no**: {ranks} |" in readme_tables.peer_table(results)
 
 
 @pytest.mark.slow
