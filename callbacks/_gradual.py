@@ -44,6 +44,8 @@ class GradualUnfreezing(FreezeScheduler):
         for name, target in (("encoder", encoder), ("head", head)):
             if not isinstance(target, str):
                 raise TypeError(f"`{name}` must be one target (a string), got {target!r}")
+            if not target:
+                raise ValueError(f"`{name}` must name a part of the module, got ''")
         schedule = FreezeSchedule.recipe(
             "gradual_unfreezing", encoder=encoder, head=head, every=every_n_epochs
         )

@@ -18,6 +18,7 @@ from ._conversion import adopt, is_plain, swap_lstms
 from ._layout import DIRECTIONS, kinds_of, name_of, place_of, rnn_names
 from ._packing import Rows, dense_rows, packed_rows, unpermuted
 from ._precision import Precision, autocast_dtype, precision_of
+from ._prefix_cache import PrefixCache
 from ._weights import Weights
 
 State = tuple[Tensor, Tensor]
@@ -175,6 +176,15 @@ class BiLSTM(nn.Module):
         adopt(lstm, self, share_hooks=False, skip=own)
         lstm._init_flat_weights()
         return lstm
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a `prefix_cache` must be one."""
+        if name == "prefix_cache" and not (value is None or isinstance(value, PrefixCache)):
+            raise TypeError(
+                f"`prefix_cache` must be a PrefixCache or None, got {value!r}; "
+                f"lstm.prefix_cache = PrefixCache(max_bytes=2**30)"
+            )
+        super().__setattr__(name, value)
 
     @property
     def num_directions(self) -> int:

@@ -108,7 +108,10 @@ class FrozenGuard:
 
         Raises:
             FrozenWeightsChanged: Something differs in at least one bit.
+            TypeError: `step` is not an integer.
         """
+        if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
+            raise TypeError(f"`step` must be an int or None (the steps counted), got {step!r}")
         if step is None and self._hooks:
             step = self.step
         replaced, changed = self._replaced(), self._different()

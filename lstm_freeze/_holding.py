@@ -200,13 +200,14 @@ def _rnn_dropout_switches(
         return []
     if not all(id(p) in frozen_afterwards for p in rnn.parameters()):
         kind = type(rnn).__name__
+        name = f"{kind} {path!r}" if path else f"this {kind}"
         remedy = (
             "make it a BiLSTM with replace_lstm(model) or BiLSTM.from_lstm(lstm)"
             if rnn.mode == "LSTM"
             else "set its .dropout = 0.0"
         )
         raise ValueError(
-            f'dropout="off": {kind} {path!r} would be frozen only in part, and a {kind} has one '
+            f'dropout="off": {name} would be frozen only in part, and a {kind} has one '
             f"dropout for all of its layers; {remedy}, or freeze all of it"
         )
     return [Held(rnn, rnn, "dropout", 0.0)]

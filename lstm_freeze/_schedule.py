@@ -361,7 +361,7 @@ class FreezeSchedule:
         """
         from ._schedule_view import preview
 
-        return preview(self.resolve(model), as_length(epochs, "epochs"))
+        return preview(self.resolve(_as_model(model)), as_length(epochs, "epochs"))
 
     def plot(self, model: nn.Module, epochs: int, ax: Axes | None = None) -> Axes:
         """Draw who trains when, at which rates, and how many parameters, with matplotlib.
@@ -373,10 +373,11 @@ class FreezeSchedule:
 
         Raises:
             ImportError: matplotlib is not installed.
+            TypeError: `ax` is not an Axes of matplotlib.
         """
         from ._schedule_view import plot
 
-        return plot(self.resolve(model), as_length(epochs, "epochs"), ax)
+        return plot(self.resolve(_as_model(model)), as_length(epochs, "epochs"), ax)
 
     def describe(self) -> dict[str, Any]:
         """The schedule as plain types (dicts, lists, strings, numbers): what its YAML file says."""
@@ -462,7 +463,11 @@ def _as_time(epoch: Any) -> float:
     return when
 
 
-def _as_tree(model: Any) -> Tree:
+def _as_model(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
-    return Tree(model)
+    return model
+
+
+def _as_tree(model: Any) -> Tree:
+    return Tree(_as_model(model))

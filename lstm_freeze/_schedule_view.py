@@ -112,11 +112,14 @@ def plot(resolved: ResolvedSchedule, length: int, ax: Axes | None = None) -> Axe
     """The schedule as a timeline; what trains is told by hatching and words, not by hue."""
     try:
         import matplotlib.pyplot as plt
+        from matplotlib.axes import Axes
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise ImportError(
             'schedule.plot needs matplotlib; pip install "lstm-freeze[plot]"'
         ) from error
+    if ax is not None and not isinstance(ax, Axes):
+        raise TypeError(f"`ax` must be an Axes of matplotlib or None (a new figure), got {ax!r}")
     line = timeline(resolved, length)
     count = len(line.parts)
     if ax is None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lstm_freeze import BiLSTM, Status, freeze, param_groups, status
+from lstm_freeze import BiLSTM, PrefixCache, Status, freeze, param_groups, status
 
 
 class Encoder(nn.Module):
@@ -319,7 +319,7 @@ def test_dropout_between_frozen_layers_is_noted(make):
     assert notes_of(model) == ""
 
 
-class Cache:
+class Cache(PrefixCache):
     def stats(self):
         return {"hits": 12345, "misses": 3, "bytes": 4096, "evictions": 0}
 
