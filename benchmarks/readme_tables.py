@@ -109,28 +109,32 @@ def peer_table(results: dict[str, Any]) -> str:
 
 
 def communication_table(results: dict[str, Any]) -> str:
-    """Bytes sent, times and our shares, by phase."""
-    header = [
-        *("phase", "parameters that train", "kB sent by DDP alone", "kB with the schedule"),
-        *("saved", "ms a step, DDP alone", "with the schedule", "scheduler", "guard"),
-    ]
-    lines = [
+    """Bytes sent by phase; then times and our shares."""
+    sent = [
         [
             f"{row['phase']}",
             f"{row['trainable']:,}",
             f"{row['alone_bytes'] / 1e3:,.1f}",
             f"{row['bytes'] / 1e3:,.1f}",
-            f"**{1 - row['bytes'] / row['alone_bytes']:.1%}**",
+            f"**{1 - row['bytes'] / row['alone_bytes']:.2%}**",
+        ]
+        for row in results["rows"]
+    ]
+    times = [
+        [
+            f"{row['phase']}",
             f"{row['alone_ms']:.0f}",
             f"{row['ms']:.0f}",
-            f"{row['scheduler']:.2%}",
-            f"{row['guard']:.2%}",
+            _share(row["scheduler"]),
+            _share(row["guard"]),
         ]
         for row in results["rows"]
     ]
     size = ", ".join(f"{name}={value}" for name, value in list(results["sizes"].items())[:5])
     caption = f"{results['ranks']} processes, {size}. {in_words(results['machine'])}."
-    return f"{caption}\n\n{_markdown(header, lines)}"
+    of_bytes = ["phase", "parameters that train", "kB, DDP alone", "kB, with the schedule", "saved"]
+    of_times = ["phase", "ms a step, DDP alone", "with the schedule", "scheduler", "guard"]
+    return "\n\n".join([caption, _markdown(of_bytes, sent), _markdown(of_times, times)])
 
 
 PAGES = {
@@ -221,6 +225,10 @@ def _tracing(rows: Sequence[Row]) -> str:
         ["nodes of the exported graph", *(str(row["nodes"]) for row in rows)],
     ]
     return _markdown(["", *(f"T={row['T']}" for row in rows)], lines)
+
+
+def _share(share: float) -> str:
+    return f"{share:.2%}" if share >= 1e-4 else "< 0.01%"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:

@@ -380,7 +380,7 @@ def test_communication_runs_as_a_script(tmp_path):
         assert row["bytes"] == 4 * row["trainable"]
         assert row["alone_bytes"] == 4 * results["rows"][-1]["trainable"]
         assert 0 < row["guard"] < 1
-    assert "| **0.0%** |" in readme_tables.communication_table(results)
+    assert "| **0.00%** |" in readme_tables.communication_table(results)
 
 
 @pytest.mark.slow
