@@ -119,8 +119,8 @@ def _gradual(module: nn.Module) -> FreezeSchedule:
 
 
 # The rates were picked by hand between 0.003 and 0.03, in early tries with the test accuracies in
-# sight too, so those are slightly too good for all four methods. The colours are Okabe and Ito's; with the line
-# styles they differ for every kind of colour vision.
+# sight too, so those are slightly too good for all four methods. The colours are Okabe and Ito's;
+# with the line styles they differ for every kind of colour vision.
 METHODS = {
     "scratch": Method("from scratch", "#E69F00", ":", False, _everything, lr=0.01),
     "frozen": Method("frozen encoder", "#009E73", "-.", True, _only_the_head, lr=0.03),
