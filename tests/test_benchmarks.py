@@ -365,8 +365,7 @@ def test_gradual_run_runs_as_a_script(tmp_path):
     for run in results["runs"]:
         assert len(run["epoch_s"]) == max(run["starts"]) + 1
         assert (run["cache"] is not None) == run["arm"].endswith("cache")
-        if run["cache"] and run["plan"] != "ULMFiT":  # there each depth lives for one epoch
-            assert run["cache"]["hits"] > 0
+        assert run["cache"] is None or run["cache"]["hits"] > 0
     assert 1000 < (tmp_path / "gradual_run.png").stat().st_size < 150_000
 
 
