@@ -13,7 +13,9 @@ matplotlib.use("Agg")
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-BLOCK = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r'^ *```python(?: title="[^"]*")?\n(?P<code>.*?)^ *```$', re.MULTILINE | re.DOTALL
+)
 
 
 def blocks(page):
