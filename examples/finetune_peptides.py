@@ -118,15 +118,15 @@ def _gradual(module: nn.Module) -> FreezeSchedule:
     return FreezeSchedule.gradual_unfreezing(module, every=EPOCHS_A_PHASE)
 
 
-# The rates were picked by hand between 0.003 and 0.03, in early tries with the test accuracies in
-# sight too, so those are slightly too good for all four methods. The colours are Okabe and Ito's;
-# with the line styles they differ for every kind of colour vision.
+# Each rate is the one of 0.003, 0.01, 0.02 and 0.03 with the best validation accuracy after the last
+# epoch, over the seeds 10 to 12. The colours are Okabe and Ito's; with the line styles they differ
+# for every kind of colour vision.
 METHODS = {
     "scratch": Method("from scratch", "#E69F00", ":", False, _everything, lr=0.01),
     "frozen": Method("frozen encoder", "#009E73", "-.", True, _only_the_head, lr=0.03),
-    "full": Method("full fine-tuning", "#56B4E9", "--", True, _everything, lr=0.01),
+    "full": Method("full fine-tuning", "#56B4E9", "--", True, _everything, lr=0.03),
     "gradual": Method(
-        "gradual unfreezing", "#D55E00", "-", True, _gradual, lr=0.02, layer_decay=1 / 2.6
+        "gradual unfreezing", "#D55E00", "-", True, _gradual, lr=0.01, layer_decay=1 / 2.6
     ),
 }
 PARTS = {"head": "head", "layer 1": "encoder[1]", "layer 0": "encoder[0]"}
