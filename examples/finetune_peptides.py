@@ -118,9 +118,9 @@ def _gradual(module: nn.Module) -> FreezeSchedule:
     return FreezeSchedule.gradual_unfreezing(module, every=EPOCHS_A_PHASE)
 
 
-# Each rate is the one of 0.003, 0.01, 0.02 and 0.03 with the best validation accuracy after the last
-# epoch, over the seeds 10 to 12. The colours are Okabe and Ito's; with the line styles they differ
-# for every kind of colour vision.
+# Each rate is the one of 0.003, 0.01, 0.02 and 0.03 with the best validation accuracy after the
+# last epoch, over the seeds 10 to 12. The colours are Okabe and Ito's; with the line styles they
+# differ for every kind of colour vision.
 METHODS = {
     "scratch": Method("from scratch", "#E69F00", ":", False, _everything, lr=0.01),
     "frozen": Method("frozen encoder", "#009E73", "-.", True, _only_the_head, lr=0.03),
