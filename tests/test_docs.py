@@ -1,4 +1,4 @@
-"""Every Python block of the guides runs, page by page, and the site builds."""
+"""Every Python block of the guides runs and prints what the page shows, and the site builds."""
 
 import re
 import subprocess
@@ -31,11 +31,14 @@ def blocks(page):
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore:nothing in this module is trainable:UserWarning")
 @pytest.mark.parametrize("page", [p for p in PAGES if list(blocks(p))], ids=lambda p: p.stem)
-def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
+def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
     for code in blocks(page):
         exec(compile(code, str(page), "exec"), namespace)
+    printed = " ".join(capsys.readouterr().out.split())
+    for shown in re.findall(r"^```text\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        assert " ".join(shown.split()) in printed  # long lines are broken on the page
 
 
 def test_the_runner_sees_a_broken_block(tmp_path):
