@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _arguments, _recurrence
 from ._bits import fingerprints
 from ._conversion import adopt, is_plain, swap_lstms
-from ._layout import DIRECTIONS, kinds_of, name_of, place_of, rnn_names
+from ._layout import DIRECTIONS, KINDS, kinds_of, name_of, place_of, rnn_names
 from ._packing import Rows, dense_rows, packed_rows, unpermuted
 from ._precision import Precision, autocast_dtype, precision_of
 from ._prefix_cache import PrefixCache
@@ -301,7 +301,8 @@ class BiLSTM(nn.Module):
 
         start = 0 if self.prefix_cache is None or hx is not None else self._cacheable_depth(rows)
         if start:
-            contexts = self._contexts(start, (precision, rows.data.device, self.bidirectional))
+            form = (rows.data.dtype, rows.data.device, self.bidirectional)
+            contexts = self._contexts(start, (precision, *form))
             rows, *states = self.prefix_cache.serve(rows, start, contexts, run)
             finals.append((states[0], states[1]))
         rows, rest = run(rows, start, self.num_layers)
@@ -360,7 +361,9 @@ class BiLSTM(nn.Module):
             c0 = hx[1][layer * D : (layer + 1) * D].to(precision.compute)
         weights = []
         for direction in DIRECTIONS[:D]:
-            weights.append(precision.admit_all(self._weights(layer, direction)))
+            found = self._weights(layer, direction)
+            self._check_weights(found, layer, direction, data.device)
+            weights.append(precision.admit_all(found))
         output, h, c = _recurrence.layer(
             precision.admit(data), rows.batch_sizes, rows.reverse, h0, c0, weights
         )
@@ -376,6 +379,17 @@ class BiLSTM(nn.Module):
                 name = name_of(layer, direction, kind)
                 raise TypeError(f"{name} must be a Tensor, got None: set it to a Parameter")
         return Weights(**found)
+
+    def _check_weights(
+        self, weights: Weights, layer: int, direction: str, device: torch.device
+    ) -> None:
+        """Raises where a weight was replaced by one that does not fit: memory is read by sizes."""
+        for kind, weight, shape in zip(KINDS, weights, self._shapes(layer), strict=True):
+            if weight is not None and (weight.shape != shape or weight.device != device):
+                raise RuntimeError(
+                    f"{name_of(layer, direction, kind)} must have size {shape} on {device}, got "
+                    f"{tuple(weight.shape)} on {weight.device}: set it to one that fits"
+                )
 
     def _dropout_is_off(self, layer: int) -> bool:
         """Whether the gap below `layer` lies between two layers frozen with dropout="off"."""
@@ -498,10 +512,13 @@ class BiLSTM(nn.Module):
     def _shape(self, name: str) -> tuple[int, ...]:
         place = place_of(name)
         assert place is not None
+        return self._shapes(place.layer)[KINDS.index(place.kind)]
+
+    def _shapes(self, layer: int) -> tuple[tuple[int, ...], ...]:
+        """The shapes of a layer's parameters in the order of KINDS, absent ones too."""
         H, P = self.hidden_size, self.proj_size or self.hidden_size
-        layer_input = P * self.num_directions if place.layer else self.input_size
-        shapes = {"weight_ih": (4 * H, layer_input), "weight_hh": (4 * H, P), "weight_hr": (P, H)}
-        return shapes.get(place.kind, (4 * H,))
+        layer_input = P * self.num_directions if layer else self.input_size
+        return ((4 * H, layer_input), (4 * H, P), (4 * H,), (4 * H,), (P, H))
 
 
 def replace_lstm(model: nn.Module) -> tuple[str, ...]:

@@ -181,7 +181,9 @@ def _weighted(rows: Tensor, low: Tensor, high: Tensor, room: Tensor) -> Tensor:
 def _weights(level: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Odd random words for both halves; other ones at each level, so that no two places agree."""
     generator = torch.Generator().manual_seed(0x5EED + level)
-    drawn = torch.randint(0, 256, (2, _ROW * 8), dtype=torch.uint8, generator=generator)
+    drawn = torch.randint(
+        0, 256, (2, _ROW * 8), dtype=torch.uint8, generator=generator, device="cpu"
+    )
     low, high = (drawn.view(torch.int64) | 1).to(device)
     return low, high
 

@@ -88,6 +88,8 @@ def runs_of(steps: int, batch: int, batch_sizes: Tensor | None) -> list[Run]:
     runs: list[Run] = []
     row = 0
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        if not size:
+            break  # nn.LSTM, too, takes steps at the end that no sequence has
         runs.append(Run(row, count, size, runs[-1].batch if runs else size))
         row += size * count
     return runs
@@ -156,13 +158,20 @@ def previous_rows(batch_sizes: Tensor, rows: int) -> Tensor:
 
 def check_packed(data: Tensor, batch_sizes: Tensor) -> None:
     """Raises where a PackedSequence's rows are not those its batch sizes speak of."""
+    # The native loop reads memory by these numbers.
+    form = (batch_sizes.dtype, batch_sizes.device.type, batch_sizes.dim())
+    if form != (torch.int64, "cpu", 1):
+        raise RuntimeError(
+            "input.batch_sizes must be a 1-D int64 tensor on the CPU. Got "
+            f"{batch_sizes.dim()}-D {batch_sizes.dtype} on {batch_sizes.device}: make it with "
+            "pack_padded_sequence or pack_sequence"
+        )
     rows = int(batch_sizes.sum())
     if data.shape[0] != rows:
         raise RuntimeError(
             "input.data must have one row for each step of each sequence. "
             f"Expected {rows} (the sum of input.batch_sizes), got {data.shape[0]}"
         )
-    # The native loop reads memory by these numbers.
     if bool((batch_sizes.diff() > 0).any()) or int(batch_sizes[-1]) < 0:
         raise RuntimeError(
             "input.batch_sizes must not increase from step to step, nor be negative. "

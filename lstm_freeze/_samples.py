@@ -38,8 +38,8 @@ def seats_of(rows: Rows) -> Seats:
 
 
 def _packed_seats(sizes: Tensor, count: int, device: torch.device) -> Seats:
-    step = torch.repeat_interleave(torch.arange(len(sizes)), sizes, output_size=count)
-    sample = torch.arange(count) - (sizes.cumsum(0) - sizes)[step]
+    step = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), sizes, output_size=count)
+    sample = torch.arange(count, device="cpu") - (sizes.cumsum(0) - sizes)[step]
     lengths = torch.bincount(sample, minlength=int(sizes[0]))
     place = (lengths.cumsum(0) - lengths)[sample] + step
     return Seats(lengths.tolist(), step.to(device), sample.to(device), place.to(device))
@@ -77,8 +77,8 @@ def rows_of(samples: Sequence[Tensor], like: Rows) -> tuple[Rows, Seats]:
     if like.batch_sizes is None:
         rows = Rows(torch.stack(list(samples), 1))
         return rows, seats_of(rows)
-    lengths = torch.tensor([len(x) for x in samples])
-    sizes = (lengths > torch.arange(int(lengths[0]))[:, None]).sum(1)
+    lengths = torch.tensor([len(x) for x in samples], device="cpu")
+    sizes = (lengths > torch.arange(len(samples[0]), device="cpu")[:, None]).sum(1)
     seats = _packed_seats(sizes, int(lengths.sum()), like.data.device)
     data = joined(samples, seats)
     return Rows(data, sizes, None if like.reverse is None else reverse_rows(data, sizes)), seats
@@ -136,7 +136,9 @@ def _drawn(chunks: int, device: torch.device, salt: int) -> tuple[Tensor, Tensor
     drawn = []
     for chunk in range(chunks):
         generator = torch.Generator().manual_seed(0xF00D + 2 * chunk + salt)
-        memory = torch.randint(0, 256, (4, 8 * 1024), dtype=torch.uint8, generator=generator)
+        memory = torch.randint(
+            0, 256, (4, 8 * 1024), dtype=torch.uint8, generator=generator, device="cpu"
+        )
         drawn.append(memory.view(torch.int64) | 1)
     table = torch.cat(drawn, 1).to(device)
     return table[0::2], table[1::2]

@@ -376,6 +376,62 @@ def test_batch_sizes_that_name_other_memory_are_refused(sizes):
         BiLSTM(4, 5)(rows)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "given"),
+    [
+        (torch.tensor([3, 2, 1], dtype=torch.int32), r"1-D torch.int32 on cpu"),
+        (torch.tensor([3.0, 2.0, 1.0]), r"1-D torch.float32 on cpu"),
+        (torch.tensor([[3], [2], [1]]), r"2-D torch.int64 on cpu"),
+    ],
+)
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_batch_sizes_in_another_form_are_refused(sizes, given, bidirectional):
+    rows = torch.nn.utils.rnn.PackedSequence(torch.zeros(6, 4), sizes)
+    with pytest.raises(RuntimeError, match=f"batch_sizes must be a 1-D int64 .* Got {given}"):
+        BiLSTM(4, 5, bidirectional=bidirectional)(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "must"),
+    [
+        ("weight_hh_l0", (20, 3), r"\(20, 5\) on cpu, got \(20, 3\) on cpu"),
+        ("weight_hh_l0_reverse", (4, 1), r"\(20, 5\) on cpu, got \(4, 1\) on cpu"),
+        ("weight_ih_l1", (24, 10), r"\(20, 10\) on cpu, got \(24, 10\) on cpu"),
+        ("bias_ih_l0", (1,), r"\(20,\) on cpu, got \(1,\) on cpu"),
+    ],
+)
+def test_weights_that_name_other_memory_are_refused(name, shape, must):
+    lstm = BiLSTM(4, 5, num_layers=2)
+    setattr(lstm, name, torch.nn.Parameter(torch.zeros(shape)))
+    with pytest.raises(RuntimeError, match=f"{name} must have size {must}: set it"):
+        lstm(torch.zeros(3, 2, 4))
+
+
+def test_projections_of_another_size_or_place_are_refused():
+    lstm = BiLSTM(4, 5, proj_size=3)
+    lstm.weight_hr_l0 = torch.nn.Parameter(torch.zeros(1, 5))
+    with pytest.raises(RuntimeError, match=r"weight_hr_l0 must have size \(3, 5\)"):
+        lstm(torch.zeros(3, 2, 4))
+    lstm.weight_hr_l0 = torch.nn.Parameter(torch.zeros(3, 5, device="meta"))
+    with pytest.raises(RuntimeError, match=r"weight_hr_l0 .* on cpu, got \(3, 5\) on meta"):
+        lstm(torch.zeros(3, 2, 4))
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_steps_at_the_end_that_no_sequence_has_are_taken(bidirectional):
+    lstm = BiLSTM(4, 5, bidirectional=bidirectional)
+    data = torch.randn(3, 4)
+    found = []
+    for module in (lstm, lstm.to_lstm()):
+        rows = torch.nn.utils.rnn.PackedSequence(data, torch.tensor([2, 1, 0]))
+        output, (h, c) = module(rows)
+        total = output.data.sum() + h.sum() + c.square().sum()
+        gradients = torch.autograd.grad(total, list(module.parameters()))
+        found.append((output.data, h, c, *gradients))
+    for got, true in zip(*found, strict=True):
+        torch.testing.assert_close(got, true)
+
+
 @built
 def test_the_extension_refuses_calls_it_cannot_read():
     loop = _native._extension

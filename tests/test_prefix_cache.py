@@ -530,6 +530,35 @@ def test_the_key_tells_inputs_apart(kind, change):
     assert first[1] != second[1]
 
 
+def test_an_input_of_another_dtype_with_the_same_bits_misses():
+    cached, plain = BiLSTM(4, 5).requires_grad_(False), BiLSTM(4, 5)
+    plain.load_state_dict(cached.state_dict())
+    cached.prefix_cache = PrefixCache()
+    x = torch.randn(3, 2, 4).half()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for same_bits in (x, x.view(torch.bfloat16)):
+            torch.testing.assert_close(cached(same_bits)[0], plain(same_bits)[0])
+    assert cached.prefix_cache.stats()["misses"] == 4
+
+
+def test_a_default_device_is_not_taken_for_the_inputs():
+    from lstm_freeze import _bits, _samples
+
+    lstm = BiLSTM(4, 5).requires_grad_(False)
+    lstm.prefix_cache = PrefixCache()
+    rows = [torch.randn(n, 4) for n in (4, 3, 2)]
+    both = [nn.utils.rnn.pack_sequence(rows[:k]) for k in (2, 3)]
+    dense = torch.randn(3, 2, 4)
+    _bits._weights.cache_clear()
+    _samples._drawn.cache_clear()
+    with torch.device("meta"):
+        outputs = [lstm(x)[0] for x in (*both, dense)]
+    assert lstm.prefix_cache.stats()["hits"] == 2
+    lstm.prefix_cache = None
+    for x, got in zip((*both, dense), outputs, strict=True):
+        torch.testing.assert_close(got, lstm(x)[0])
+
+
 def test_no_two_one_hot_sequences_share_a_key():
     letters = torch.cartesian_prod(*[torch.arange(4)] * 5)  # all 1,024 words of 5 letters of 4
     words = nn.functional.one_hot(letters, 4).float().transpose(0, 1)
