@@ -35,7 +35,8 @@ def speed_tables(results: dict[str, Any]) -> str:
     parts = [f"{in_words(results['machine'])}. {measured}", _targets(rows)]
     for form in FORMS:
         parts += [
-            f"Each shape, {form}: nn.LSTM's time / BiLSTM's (their milliseconds); the last column "
+            f"Each shape, {form}: nn.LSTM's time / BiLSTM's, the median over pairs of calls (in brackets "
+            f"the median milliseconds of each, which need not have just that ratio); the last column "
             f"is training ({FLOOR_CASE}), nn.LSTM's and BiLSTM's time / the GEMM floor.",
             _shapes([row for row in rows if row["form"] == form]),
         ]
