@@ -37,7 +37,7 @@ def speed_tables(results: dict[str, Any]) -> str:
         parts += [
             f"Each shape, {form}: nn.LSTM's time / BiLSTM's, the median over pairs of calls (in "
             f"brackets the median milliseconds of each, which need not have just that ratio); the "
-            f"last column is training ({FLOOR_CASE}), nn.LSTM's and BiLSTM's time / the GEMM floor.",
+            f"last column is training ({FLOOR_CASE}): nn.LSTM's and BiLSTM's time / GEMM floor.",
             _shapes([row for row in rows if row["form"] == form]),
         ]
     if results["memory"]:

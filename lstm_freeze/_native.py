@@ -15,6 +15,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -40,6 +41,8 @@ def _share_threads(extension: ModuleType) -> None:
         parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
         if parallel is not None:
             extension.share_threads(ctypes.cast(parallel, ctypes.c_void_p).value)
+            # A child process has none of the threads, and would wait for them.
+            os.register_at_fork(after_in_child=partial(extension.share_threads, 0))
 
 
 def _wanted(setting: str, extension: ModuleType | None) -> bool:
@@ -96,6 +99,8 @@ def in_use() -> str:
     if _extension is None:
         return "torch (the extension lstm_freeze._timeloop is not built)"
     if not _enabled:
+        if not _is_measured(_extension):
+            return "torch (no AVX2 here; LSTM_FREEZE_NATIVE=1 asks for the native loop)"
         return "torch (the native loop is switched off)"
     return f"native ({_timeloop.levels()[-1]})"
 

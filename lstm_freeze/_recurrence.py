@@ -134,6 +134,8 @@ def _layer_backward(*args: Any) -> list[Tensor]:
     grads, (data, sizes, reverse, h0, c0), weights = args[:3], args[3:8], args[8:18]
     state, flags = State(*args[18:21]), args[21]
     directions = _directions(weights)
+    if sizes is not None:
+        check_packed(data, sizes)  # again: it may have been written to since
     if data.numel() == 0:
         return [x.zero_() for x in _layer_backward_like(*args)]
     if state.gates.numel() == 0:

@@ -1,5 +1,7 @@
 import importlib.util
+import os
 import struct
+import subprocess
 import sys
 import types
 
@@ -475,6 +477,26 @@ def test_it_runs_on_as_many_threads_as_torch(threads, monkeypatch):
 
 
 @built
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_wait_for_its_parents_threads():
+    code = """
+import os, sys, torch
+from lstm_freeze import BiLSTM, _native
+torch.set_num_threads(2)
+_native.enable(True)
+lstm, x = BiLSTM(2, 3), torch.randn(4, 3, 2)
+with torch.no_grad():
+    expected = lstm(x)[0]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(lstm(x)[0], expected) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@built
 def test_many_threads_may_call_it_at_once():
     from concurrent.futures import ThreadPoolExecutor
 
@@ -502,6 +524,12 @@ def test_the_switch():
         assert _native.applies(tensor)
         assert _native.enable(False) is True
         assert _native.enable(True) is False
+
+
+def test_a_processor_without_avx2_says_so(monkeypatch):
+    monkeypatch.setattr(_native, "_extension", types.SimpleNamespace(levels=lambda: ("baseline",)))
+    monkeypatch.setattr(_native, "_enabled", False)
+    assert _native.in_use().startswith("torch (no AVX2 here; LSTM_FREEZE_NATIVE=1")
 
 
 def test_without_the_extension_torch_serves(monkeypatch):
