@@ -269,7 +269,6 @@ def test_freezing_between_compiled_steps_is_followed():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_hx_packed_and_dropout():
     _, bilstm = pair(dropout=0.5, **WIDE)
     compiled = torch.compile(bilstm.eval(), backend="aot_eager", fullgraph=True)
@@ -295,6 +294,7 @@ def torch_compiles_pad_packed_sequence() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_packed():
     if not torch_compiles_pad_packed_sequence():
         pytest.skip("this torch.compile cannot compile pad_packed_sequence")
