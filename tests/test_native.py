@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from lstm_freeze import BiLSTM, _native
 from lstm_freeze._packing import last_rows, runs_of
@@ -199,6 +200,21 @@ def test_every_number_of_rows_follows_the_definition(level, batch):
     _, hidden, _, *gradients = everything(*args, sizes)
     for got, true in zip((hidden[:, batch:], *gradients), (hidden_states, dgates, dc), strict=True):
         torch.testing.assert_close(got.double(), true.detach(), rtol=5e-6, atol=5e-6)
+
+
+@built
+@pytest.mark.parametrize("rows", [1, 50, 60, 115, 130, 180])
+@pytest.mark.parametrize("keep", [True, False])
+def test_blocks_of_packed_rows_begin_where_the_last_one_ended(monkeypatch, rows, keep):
+    """A block may begin with fewer sequences than the step before it had."""
+    lstm = BiLSTM(4, 9)
+    data = PackedSequence(torch.randn(int(SIZES.sum()), 4), SIZES)
+    with torch.set_grad_enabled(keep), _native.switched(True):
+        expected = lstm(data)
+        monkeypatch.setattr("lstm_freeze._unrolling._BLOCK_BYTES", rows * 2 * 4 * 9 * 4)
+        found = lstm(data)
+    for got, same in zip((found[0].data, *found[1]), (expected[0].data, *expected[1]), strict=True):
+        torch.testing.assert_close(got, same, rtol=1e-5, atol=1e-6)
 
 
 @built
