@@ -13,6 +13,7 @@ import ctypes
 import os
 import struct
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -54,6 +55,15 @@ def _wanted(setting: str, extension: ModuleType | None) -> bool:
         raise ValueError(
             f"LSTM_FREEZE_NATIVE must be 0 (torch operations only) or 1 (the native loop where "
             f"it applies), got {setting!r}"
+        )
+    if setting == "1" and extension is None:
+        warnings.warn(
+            "LSTM_FREEZE_NATIVE=1 asks for the native loop, but its extension "
+            "lstm_freeze._timeloop was not built for this version of the package, so torch "
+            "operations do its work; install a C compiler and then lstm-freeze again, or unset "
+            "LSTM_FREEZE_NATIVE",
+            RuntimeWarning,
+            stacklevel=2,
         )
     return extension is not None and (setting == "1" or (not setting and _is_measured(extension)))
 

@@ -635,3 +635,11 @@ def test_an_extension_absent_or_of_another_version_is_not_used(imported_anew, ex
     module = imported_anew(extension=[extension])
     assert module.in_use() == "torch (the extension lstm_freeze._timeloop is not built)"
     assert not module.applies(torch.zeros(1))
+
+
+@pytest.mark.parametrize("extension", [None, types.SimpleNamespace(INTERFACE=0)])
+def test_asking_for_an_extension_that_is_not_there_warns(imported_anew, extension):
+    remedy = "LSTM_FREEZE_NATIVE=1 .* was not built .* install a C compiler"
+    with pytest.warns(RuntimeWarning, match=remedy):
+        module = imported_anew("1", extension=[extension])
+    assert not module.applies(torch.zeros(1))
