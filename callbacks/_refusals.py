@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,14 +66,20 @@ def refuse_uneven(trainer: Trainer) -> None:
     """
     if trainer.world_size == 1:
         return
-    own = torch.tensor([float(trainer.num_training_batches)], device=trainer.strategy.root_device)
+    batches = trainer.num_training_batches
+    # Integers: floats would round, and float64, which would not, is not on every device.
+    own = torch.tensor(
+        [-1 if math.isinf(batches) else int(batches)],
+        dtype=torch.int64,
+        device=trainer.strategy.root_device,
+    )
     gathered = [torch.empty_like(own) for _ in range(trainer.world_size)]
     dist.all_gather(gathered, own)
-    counts = torch.cat(gathered).tolist()
+    counts = ["inf" if count < 0 else str(count) for count in torch.cat(gathered).tolist()]
     if others := [rank for rank, count in enumerate(counts) if count != counts[0]]:
         raise ValueError(
-            f"rank 0 has {counts[0]:g} batches in an epoch and rank {others[0]} has "
-            f"{counts[others[0]]:g}: they would wait for each other, or train in different phases; "
+            f"rank 0 has {counts[0]} batches in an epoch and rank {others[0]} has "
+            f"{counts[others[0]]}: they would wait for each other, or train in different phases; "
             "leave use_distributed_sampler=True in the Trainer, or give every rank as many batches "
             "(limit_train_batches)"
         )

@@ -1,5 +1,6 @@
 """Lightning's distributed strategies, with gloo on 2 and 3 ranks: equal ranks, exact freezing."""
 
+import math
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +30,7 @@ from lstm_freeze.callbacks import (
     _ddp,
     _scheduler,
 )
+from lstm_freeze.callbacks._refusals import refuse_uneven
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 4
@@ -293,6 +296,31 @@ def test_ranks_with_different_numbers_of_batches_are_refused():
     for error in run(2, train_unevenly):
         assert "rank 0 has 3 batches in an epoch and rank 1 has 2: " in error
         assert "leave use_distributed_sampler=True" in error
+
+
+def compare(*batches):
+    rank, strategy = dist.get_rank(), SimpleNamespace(root_device=torch.device("cpu"))
+    trainer = SimpleNamespace(
+        world_size=len(batches), num_training_batches=batches[rank], strategy=strategy
+    )
+    try:
+        refuse_uneven(trainer)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def compare_each(cases):
+    return [compare(*batches) for batches in cases]
+
+
+def test_numbers_of_batches_are_compared_exactly():
+    n = 2**24
+    same, different = [(n + 1, n + 1), (math.inf, math.inf), (0, 0)], [(n, n + 1), (n, math.inf)]
+    for found in run(2, compare_each, same + different):
+        assert found[:3] == [None] * 3
+        assert "rank 0 has 16777216 batches in an epoch and rank 1 has 16777217: " in found[3]
+        assert "rank 1 has inf: " in found[4]
 
 
 def best_plateau():
