@@ -10,18 +10,24 @@ to resist someone who knows the weights.
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import struct
 import zlib
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-_words: Any = None
-with contextlib.suppress(ImportError):  # not built: torch operations give the same numbers
+from ._extensions import ready
+
+try:
     from . import _words
+except ImportError:
+    _extension: ModuleType | None = None  # torch operations give the same numbers
+else:
+    _extension = ready(_words, 1)
 
 _ROW = 2048  # words to a row, each of which becomes one word of the next level
 _BLOCK = 16  # rows: 256 KiB, which stay in a core's cache and need no second thread
@@ -84,11 +90,19 @@ def fingerprints(tensors: Iterable[Tensor]) -> list[int]:
     >>> one == two
     False
     """
-    forms, hashes = [], []
-    for tensor in tensors:
+    held = list(tensors)
+    plain = [i for i, tensor in enumerate(held) if _is_plain(tensor)]
+    hashes: list[Any] = [None] * len(held)
+    for i, found in zip(plain, _native_hashes([held[i] for i in plain]), strict=True):
+        hashes[i] = found
+    forms = []
+    for i, tensor in enumerate(held):
+        if hashes[i] is not None:
+            forms.append(_form(tensor.dtype, tensor.shape))
+            continue
         bits = bits_of(tensor)
         forms.append(_form(bits.dtype, bits.shape))
-        hashes.append(_hash(bits.words, bits.rest))
+        hashes[i] = _hash(bits.words, bits.rest)
     return [(h + f) & _MASK for h, f in zip(_on_host(hashes), forms, strict=True)]
 
 
@@ -132,8 +146,11 @@ def _hash(words: Tensor, rest: Tensor) -> Tensor:
 
 def _row_sums(words: Tensor, level: int) -> Tensor:
     low, high = _weights(level, words.device)
-    if words.device.type == "cpu" and _words is not None:
-        return _native_sums(words, low, high)
+    if words.device.type == "cpu" and _extension is not None:
+        out = words.new_empty(-(-len(words) // _ROW))
+        tables = _tables(words.data_ptr(), len(words), out.data_ptr())
+        _sum_rows(tables, (low, high), (words, out))
+        return out
     whole = len(words) // _ROW * _ROW
     sums = [row_sums(words[:whole].view(-1, _ROW), low, high)] if whole else []
     if whole < len(words):
@@ -142,26 +159,72 @@ def _row_sums(words: Tensor, level: int) -> Tensor:
     return sums[0] if len(sums) == 1 else torch.cat(sums) if sums else words
 
 
-def _native_sums(words: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The sums of contiguous words; by addresses, since views would take longer than most sums."""
-    rows, left = divmod(words.numel(), _ROW)
-    out = words.new_empty(rows + (left > 0))
-    start, end, weights = words.data_ptr(), out.data_ptr(), (low.data_ptr(), high.data_ptr())
-    if rows:
-        _words.row_sums(start, rows, _ROW, *weights, end)
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the extension can read the tensor's bits where they lie, as whole words."""
+    return (
+        _extension is not None
+        and type(tensor) in (Tensor, nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not (tensor.is_conj() or tensor.is_neg())
+        and tensor.nbytes % 8 == 0
+        and tensor.data_ptr() % 8 == 0
+    )
+
+
+def _native_hashes(tensors: Sequence[Tensor]) -> list[int]:
+    """What `_hash` makes of plain tensors, all of them with one call a level."""
+    hashes = [0] * len(tensors)
+    owners: Sequence[Tensor] = tensors
+    left = {i: (t.data_ptr(), t.nbytes // 8) for i, t in enumerate(tensors) if t.numel()}
+    level = 0
+    while left:
+        sums = torch.empty(
+            sum(-(-count // _ROW) for _, count in left.values()), dtype=torch.int64, device="cpu"
+        )
+        tables, end = [], sums.data_ptr()
+        for i, (start, count) in left.items():
+            made = _tables(start, count, end)
+            tables += made
+            left[i] = (end, -(-count // _ROW))
+            end += 8 * left[i][1]
+        _sum_rows(tables, _weights(level, sums.device), (owners, sums))
+        values, place = sums.tolist(), 0
+        for i, (_, count) in list(left.items()):
+            if count == 1:
+                hashes[i] = values[place]
+                del left[i]
+            place += count
+        owners, level = (sums,), level + 1
+    return hashes
+
+
+def _tables(start: int, words: int, out: int) -> list[tuple[int, int, int, int]]:
+    """Words at an address as tables for the extension: (address, rows, length, address of sums)."""
+    rows, left = divmod(words, _ROW)
+    tables = [(start, rows, _ROW, out)] if rows else []
     if left:
-        _words.row_sums(start + 8 * rows * _ROW, 1, left, *weights, end + 8 * rows)
-    return out
+        tables.append((start + 8 * rows * _ROW, 1, left, out + 8 * rows))
+    return tables
+
+
+def _sum_rows(
+    tables: Sequence[tuple[int, int, int, int]], weights: tuple[Tensor, Tensor], owners: object
+) -> None:
+    """Have the extension sum the rows of all tables with the same weights."""
+    low, high = weights[0].data_ptr(), weights[1].data_ptr()
+    flat = [x for start, rows, length, out in tables for x in (start, rows, length, low, high, out)]
+    packed = struct.pack(f"={len(flat)}q", *flat)
+    _words.row_sums(torch.get_num_threads(), packed, (weights, owners))
 
 
 def row_sums(table: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """sum(low * word + high * (word >> 32)) of each row of words (R, W), modulo 2**64: (R,)."""
-    if table.device.type == "cpu" and _words is not None:
+    if table.device.type == "cpu" and _extension is not None:
         table, low, high = table.contiguous(), low.contiguous(), high.contiguous()
         out = table.new_empty(len(table))
-        _words.row_sums(
-            *(table.data_ptr(), *table.shape, low.data_ptr(), high.data_ptr(), out.data_ptr())
-        )
+        _sum_rows([(table.data_ptr(), *table.shape, out.data_ptr())], (low, high), (table, out))
         return out
     # In blocks, so that the scratch room of a block stays in cache.
     room = torch.empty_like(table[:_BLOCK])

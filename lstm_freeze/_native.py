@@ -9,19 +9,17 @@ mode.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ._extensions import ready
 from ._packing import Run
 from ._weights import Gradients, State, Weights
 
@@ -32,18 +30,7 @@ try:
 except ImportError:  # no compiler at install time, or a platform the extension refuses
     _extension: ModuleType | None = None
 else:
-    # An extension left over from another version of the package would read the wrong memory.
-    _extension = _timeloop if getattr(_timeloop, "INTERFACE", None) == _INTERFACE else None
-
-
-def _share_threads(extension: ModuleType) -> None:
-    """Have the extension run on the threads that torch's own operations run on."""
-    if sys.platform == "linux":
-        parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
-        if parallel is not None:
-            extension.share_threads(ctypes.cast(parallel, ctypes.c_void_p).value)
-            # A child process has none of the threads, and would wait for them.
-            os.register_at_fork(after_in_child=partial(extension.share_threads, 0))
+    _extension = ready(_timeloop, _INTERFACE)
 
 
 def _wanted(setting: str, extension: ModuleType | None) -> bool:
@@ -73,8 +60,6 @@ def _is_measured(extension: ModuleType) -> bool:
 
 
 _enabled = _wanted(os.environ.get("LSTM_FREEZE_NATIVE", ""), _extension)
-if _extension is not None:
-    _share_threads(_extension)
 
 
 def enable(on: bool) -> bool:

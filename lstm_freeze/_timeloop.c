@@ -26,6 +26,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "_threads.h"
+
 /* Fail to build rather than round differently; the torch path then serves. */
 #if defined(__FAST_MATH__) || (defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0)
 #error "float arithmetic must be IEEE single precision"
@@ -263,32 +265,6 @@ static const Level *current;
 
 /* ---- threads ------------------------------------------------------------------------------- */
 
-/* OpenMP's GOMP_parallel as torch has it loaded, so that its threads serve here too: a second pool
- * would compete with them. Null where there is none. */
-static void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
-
-typedef struct {
-    const void *job;
-    void (*run)(const void *job, int64_t unit);
-    int64_t units, next;
-} Shared;
-
-static void take_units(void *argument) {
-    Shared *shared = argument;
-    int64_t unit;
-    while ((unit = __atomic_fetch_add(&shared->next, 1, __ATOMIC_RELAXED)) < shared->units)
-        shared->run(shared->job, unit);
-}
-
-static void run_units(const void *job, void (*run)(const void *, int64_t), int64_t units,
-                      int64_t threads) {
-    Shared shared = {job, run, units, 0};
-    if (parallel && threads > 1 && units > 1)
-        parallel(take_units, &shared, (unsigned)smaller(threads, units), 0);
-    else
-        take_units(&shared);
-}
-
 /* A call's work: `parts` ranges of sequences for each direction. */
 typedef struct {
     const void *job;
@@ -395,15 +371,6 @@ static PyObject *backward(PyObject *module, PyObject *const *args, Py_ssize_t co
     Py_RETURN_NONE;
 }
 
-static PyObject *share_threads(PyObject *module, PyObject *address) {
-    void *pointer = PyLong_AsVoidPtr(address);
-    (void)module;
-    if (!pointer && PyErr_Occurred())
-        return NULL;
-    memcpy(&parallel, &pointer, sizeof parallel);
-    Py_RETURN_NONE;
-}
-
 static PyObject *lanes(PyObject *module, PyObject *none) {
     (void)module;
     (void)none;
@@ -446,7 +413,7 @@ static PyMethodDef METHODS[] = {
     {"forward", (PyCFunction)(void (*)(void))forward, METH_FASTCALL, "forward(threads, job, owners)"},
     {"backward", (PyCFunction)(void (*)(void))backward, METH_FASTCALL,
      "backward(threads, job, owners)"},
-    {"share_threads", share_threads, METH_O, "Take the address of GOMP_parallel; 0 for none."},
+    SHARE_THREADS,
     {"lanes", lanes, METH_NOARGS, "The columns of a panel."},
     {"levels", levels, METH_NOARGS, "The instruction sets that this processor can run."},
     {"use", use, METH_O, "Choose one of levels(); returns the name of the one in use before."},

@@ -23,7 +23,7 @@ from ._weights import Gradients, State, Weights, gate_views
 # A block's gates should stay in cache between the input projection and the steps that read them.
 # The value enters the numbers (a product over a block may differ in bits from one over all rows),
 # so it depends on shapes alone.
-_BLOCK_BYTES = 4 * 2**20
+_BLOCK_BYTES = 8 * 2**20
 
 
 def _blocks(data: Tensor, batch: int, batch_sizes: Tensor | None, row_size: int) -> list[list[Run]]:

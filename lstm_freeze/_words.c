@@ -10,6 +10,9 @@
 #include <Python.h>
 
 #include <stdint.h>
+#include <string.h>
+
+#include "_threads.h"
 
 #if defined(__GNUC__) || defined(__clang__)
 #define INLINE static inline __attribute__((always_inline))
@@ -110,35 +113,87 @@ static void (*chosen(void))(const Table *) {
     return row_sums_baseline;
 }
 
-/* row_sums(words, rows, length, low, high, out): addresses and sizes, which are not checked. */
+/* ---- several tables, in blocks of rows ------------------------------------------------------ */
+
+#define BLOCK_WORDS 32768  /* 256 KiB, which stay in a core's cache beside the weights */
+#define THREAD_WORDS 65536 /* less than this is done before another thread has begun */
+
+typedef struct {
+    const Table *tables;
+    void (*sums)(const Table *);
+} Job;
+
+/* A multiple of the rows that are summed at a time. */
+static int64_t block_rows(const Table *t) {
+    int64_t rows = BLOCK_WORDS / (t->length ? t->length : 1) & ~(int64_t)3;
+    return rows ? rows : 4;
+}
+
+static int64_t blocks(const Table *t) { return (t->rows + block_rows(t) - 1) / block_rows(t); }
+
+static void sum_block(const void *argument, int64_t unit) {
+    const Job *job = (const Job *)argument;
+    const Table *t = job->tables;
+    for (; unit >= blocks(t); t++)
+        unit -= blocks(t);
+    Table block = *t;
+    int64_t first = unit * block_rows(t), left = t->rows - first;
+    block.words += first * t->length;
+    block.out += first;
+    block.rows = left < block_rows(t) ? left : block_rows(t);
+    job->sums(&block);
+}
+
+/* row_sums(threads, tables, owners): the bytes of Tables, which are not checked. The owners are not
+ * looked at: they keep the memory alive as long as the call. */
 static PyObject *call(PyObject *module, PyObject *const *args, Py_ssize_t count) {
-    long long number[6];
+    char *bytes;
+    Py_ssize_t size;
+    int64_t units = 0, words = 0;
     (void)module;
-    if (count != 6) {
-        PyErr_Format(PyExc_TypeError, "expected 6 arguments, got %zd", count);
+    if (count != 3) {
+        PyErr_Format(PyExc_TypeError, "expected 3 arguments, got %zd", count);
         return NULL;
     }
-    for (int k = 0; k < 6; k++) {
-        number[k] = PyLong_AsLongLong(args[k]);
-        if (number[k] == -1 && PyErr_Occurred())
-            return NULL;
+    long long threads = PyLong_AsLongLong(args[0]);
+    if ((threads == -1 && PyErr_Occurred()) || PyBytes_AsStringAndSize(args[1], &bytes, &size) < 0)
+        return NULL;
+    if (size % (Py_ssize_t)sizeof(Table)) {
+        PyErr_Format(PyExc_ValueError, "expected tables of %zd bytes, got %zd bytes",
+                     (Py_ssize_t)sizeof(Table), size);
+        return NULL;
     }
-    Table table = {(const int64_t *)(intptr_t)number[0], number[1], number[2],
-                   (const int64_t *)(intptr_t)number[3], (const int64_t *)(intptr_t)number[4],
-                   (int64_t *)(intptr_t)number[5]};
+    Table *tables = (Table *)PyMem_Malloc(size ? (size_t)size : 1);
+    if (!tables)
+        return PyErr_NoMemory();
+    memcpy(tables, bytes, (size_t)size);
+    for (Py_ssize_t k = 0; k < size / (Py_ssize_t)sizeof(Table); k++) {
+        units += blocks(tables + k);
+        words += tables[k].rows * tables[k].length;
+    }
+    Job job = {tables, chosen()};
     Py_BEGIN_ALLOW_THREADS
-    chosen()(&table);
+    run_units(&job, sum_block, units, threads < words / THREAD_WORDS ? threads : words / THREAD_WORDS);
     Py_END_ALLOW_THREADS
+    PyMem_Free(tables);
     Py_RETURN_NONE;
 }
 
 static PyMethodDef METHODS[] = {
     {"row_sums", (PyCFunction)(void (*)(void))call, METH_FASTCALL,
-     "row_sums(words, rows, length, low, high, out)"},
+     "row_sums(threads, tables, owners)"},
+    SHARE_THREADS,
     {NULL, NULL, 0, NULL},
 };
 
+static int start(PyObject *module) {
+    /* Counts the changes of the call above: an extension left over from another version of the
+     * package must not be called. */
+    return PyModule_AddIntConstant(module, "INTERFACE", 1);
+}
+
 static PyModuleDef_Slot SLOTS[] = {
+    {Py_mod_exec, (void *)start},
 #ifdef Py_GIL_DISABLED
     {Py_mod_gil, Py_MOD_GIL_NOT_USED},
 #endif

@@ -228,17 +228,44 @@ def test_a_fingerprint_is_the_same_on_every_device():
             assert not same(tensor.cuda(), other.cuda())
 
 
-@pytest.mark.skipif(_bits._words is None, reason="the extension is not built: no C compiler")
+@pytest.mark.skipif(_bits._extension is None, reason="the extension is not built: no C compiler")
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (70, 2048), (2, 7), (0, 4)])
 def test_native_and_torch_sums_are_the_same_numbers(shape, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randint, -(2**63), 2**63 - 1, generator=generator)
     table, low, high = draw(shape), draw(shape[1:]), draw(shape[1:])
     native = _bits.row_sums(table, low, high)
-    monkeypatch.setattr(_bits, "_words", None)
+    monkeypatch.setattr(_bits, "_extension", None)
     assert torch.equal(native, _bits.row_sums(table, low, high))
     exact = [
         sum(w * x + v * (x >> 32) for x, w, v in zip(row, low.tolist(), high.tolist(), strict=True))
         for row in table.tolist()
     ]
     assert [x % 2**64 for x in native.tolist()] == [x % 2**64 for x in exact]
+
+
+@pytest.mark.skipif(_bits._extension is None, reason="the extension is not built: no C compiler")
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_native_and_torch_fingerprints_are_the_same(threads, monkeypatch):
+    tensors = [
+        random_bits(count, dtype)
+        for dtype, count in itertools.product(DTYPES, [0, 1, 2, 17, ROW, 3 * ROW + 5, 70 * ROW])
+    ]
+    matrix = random_bits(64 * ROW, torch.float32).view(ROW, 64)
+    tensors += [matrix.t(), matrix[1:], matrix[0, 1:], nn.Parameter(matrix[:3])]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        native = fingerprints(tensors)
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(_bits, "_extension", None)
+    assert native == fingerprints(tensors)
+    assert native == [fingerprints([tensor])[0] for tensor in tensors]
+
+
+def test_a_fingerprint_is_made_under_another_default_device():
+    tensor = torch.arange(4.0)
+    expected = fingerprints([tensor])
+    with torch.device("meta"):
+        assert fingerprints([tensor]) == expected
