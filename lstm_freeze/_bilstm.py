@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _arguments, _recurrence
-from ._bits import fingerprints
 from ._conversion import adopt, is_plain, swap_lstms
 from ._layout import DIRECTIONS, KINDS, kinds_of, name_of, place_of, rnn_names
 from ._packing import Rows, dense_rows, packed_rows, unpermuted
@@ -299,11 +298,12 @@ class BiLSTM(nn.Module):
                 states.append((h, c))
             return rows, states
 
-        start = 0 if self.prefix_cache is None or hx is not None else self._cacheable_depth(rows)
-        if start:
-            form = (rows.data.dtype, rows.data.device, self.bidirectional)
-            contexts = self._contexts(start, (precision, *form))
-            rows, *states = self.prefix_cache.serve(rows, start, contexts, run)
+        use = self.prefix_cache is not None and hx is None
+        prefix = self._frozen_prefix(rows) if use else []
+        start = len(prefix)
+        if prefix:
+            form = (precision, rows.data.dtype, rows.data.device, self.bidirectional)
+            rows, *states = self.prefix_cache.serve(rows, prefix, form, run)
             finals.append((states[0], states[1]))
         rows, rest = run(rows, start, self.num_layers)
         finals += rest
@@ -311,42 +311,24 @@ class BiLSTM(nn.Module):
         c_n = torch.cat([c for _, c in finals])
         return rows.data, h_n, c_n
 
-    def _cacheable_depth(self, rows: Rows) -> int:
-        """How many of the lowest layers a prefix cache may serve for this input."""
+    def _frozen_prefix(self, rows: Rows) -> list[list[Tensor]]:
+        """The weights of each of the lowest layers that a prefix cache may serve for this input."""
         if rows.data.requires_grad or rows.data.numel() == 0 or _recurrence.is_traced(rows.data):
-            return 0
+            return []
         D, groups = self.num_directions, self.groups
-        depth = 0
-        while depth < self.num_layers and not any(
-            x.requires_grad
-            for group in groups[depth * D : (depth + 1) * D]
-            for x in (*group.parameters, *self._weights(group.layer, group.direction))
-            if x is not None
-        ):
-            depth += 1
+        prefix: list[list[Tensor]] = []
+        for layer in range(self.num_layers):
+            own = groups[layer * D : (layer + 1) * D]
+            found = [w for g in own for w in self._weights(g.layer, g.direction)]
+            weights = [w for w in found if w is not None]
+            if any(x.requires_grad for x in (*weights, *(p for g in own for p in g.parameters))):
+                break
+            prefix.append(weights)
         random = self.training and self.dropout > 0
-        if random and not all(self._dropout_is_off(layer) for layer in range(1, depth)):
+        if random and not all(self._dropout_is_off(layer) for layer in range(1, len(prefix))):
             self.prefix_cache.warn_of_dropout()
-            return 0
-        return depth
-
-    def _contexts(self, depth: int, common: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        """For each depth up to this one, all that the prefix's output depends on but the input."""
-        layers = [
-            [
-                w
-                for d in DIRECTIONS[: self.num_directions]
-                for w in self._weights(layer, d)
-                if w is not None
-            ]
-            for layer in range(depth)
-        ]
-        prints = iter(fingerprints([w for layer in layers for w in layer]))
-        contexts, known = [], common
-        for layer in layers:
-            known = (*known, *(next(prints) for _ in layer))
-            contexts.append(known)
-        return contexts
+            return []
+        return prefix
 
     def _run_layer(
         self, rows: Rows, layer: int, hx: State | None, precision: Precision

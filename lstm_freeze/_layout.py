@@ -5,6 +5,7 @@ The only file that spells or parses the parameter names of nn.RNNBase.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -47,6 +48,7 @@ def name_of(layer: int, direction: str, kind: str) -> str:
     return f"{kind}_l{layer}{'_reverse' if direction == 'reverse' else ''}"
 
 
+@functools.lru_cache(maxsize=4096)
 def place_of(name: str) -> Place | None:
     """The place a parameter name of an RNN speaks of; None for any other name.
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import torch
 from torch import Tensor
 
+from ._bits import fingerprints
 from ._packing import Rows
 from ._samples import Seats, contents, copies, joined, rows_of, seats_of
 
@@ -131,22 +132,27 @@ class PrefixCache:
             )
 
     def serve(
-        self, rows: Rows, depth: int, contexts: Sequence[Hashable], run: Layers
+        self,
+        rows: Rows,
+        prefix: Sequence[Sequence[Tensor]],
+        form: tuple[Hashable, ...],
+        run: Layers,
     ) -> tuple[Rows, Tensor, Tensor]:
-        """The outputs of the layers below `depth`, looked up or computed.
+        """The outputs of a prefix, looked up or computed.
 
         Args:
             rows: The input.
-            depth: The number of layers in the prefix, at least 1.
-            contexts: For each level 1 ... depth, all that outputs depend on but the sample.
+            prefix: The weights of each layer of the prefix, of at least one.
+            form: All else that outputs depend on besides the sample.
             run: Runs a range of layers.
 
         Returns:
             Output rows, h (depth * D, B, P) and c (depth * D, B, H).
         """
-        seats = seats_of(rows)
+        seats, depth = seats_of(rows), len(prefix)
+        contexts = _contexts(prefix, form)
         keys = [
-            [(context, length, content) for context in contexts[:depth]]
+            [(context, length, content) for context in contexts]
             for length, content in zip(seats.lengths, contents(rows, seats), strict=True)
         ]
         found = [self._deepest(k) for k in keys]
@@ -216,11 +222,12 @@ class PrefixCache:
         # What inference mode makes could not be used in training later, except as a copy made here.
         with torch.inference_mode(False), torch.no_grad():
             outputs = copies(rows.data, seats)
-            for b, (key, length) in enumerate(zip(keys, seats.lengths, strict=True)):
+            samples = zip(keys, seats.lengths, outputs, h.unbind(1), c.unbind(1), strict=True)
+            for key, length, output, h_n, c_n in samples:
                 nbytes = length * row + states
                 if key in self._entries or not self._make_room(nbytes, passing):
                     continue
-                self._entries[key] = Entry(outputs[b](), h[:, b].clone(), c[:, b].clone(), nbytes)
+                self._entries[key] = Entry(output(), h_n.clone(), c_n.clone(), nbytes)
                 self._entries.move_to_end(key, last=not passing)
                 self._bytes += nbytes
 
@@ -232,6 +239,18 @@ class PrefixCache:
             self._bytes -= self._entries.popitem(last=False)[1].nbytes
             self._evictions += 1
         return True
+
+
+def _contexts(
+    prefix: Sequence[Sequence[Tensor]], form: tuple[Hashable, ...]
+) -> list[tuple[Hashable, ...]]:
+    """For each depth up to that of the prefix, all that outputs depend on but the sample."""
+    prints = iter(fingerprints([w for weights in prefix for w in weights]))
+    contexts, known = [], form
+    for weights in prefix:
+        known = (*known, *(next(prints) for _ in weights))
+        contexts.append(known)
+    return contexts
 
 
 def _at_least(least: int, value: int, argument: str) -> int:

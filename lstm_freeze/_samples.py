@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._bits import row_sums
-from ._packing import Rows, reverse_rows
+from ._packing import Rows, check_packed, reverse_rows
 
 
 class Seats(NamedTuple):
@@ -34,6 +34,7 @@ def seats_of(rows: Rows) -> Seats:
     """The seats of dense or packed rows."""
     if rows.batch_sizes is None:
         return Seats([rows.data.shape[0]] * rows.data.shape[1])
+    check_packed(rows.data, rows.batch_sizes)
     return _packed_seats(rows.batch_sizes, rows.data.shape[0], rows.data.device)
 
 

@@ -322,6 +322,21 @@ def test_a_sample_that_stands_twice_in_a_batch_is_kept_once():
     assert counts(cached) == (2, 3)
 
 
+@pytest.mark.parametrize("sizes", [[2, 1, 1], [1, 2], [2, 2, 0, -1], [2.0, 1.0]])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_malformed_packed_input_is_refused_though_its_rows_are_kept(bidirectional, sizes):
+    lstm = BiLSTM(4, 3, bidirectional=bidirectional).requires_grad_(False)
+    data = torch.randn(3, 4)
+    with pytest.raises(RuntimeError) as uncached:
+        lstm(PackedSequence(data, torch.tensor(sizes)))
+    lstm.prefix_cache = PrefixCache()
+    lstm(PackedSequence(data, torch.tensor([2, 1])))
+    with pytest.raises(RuntimeError) as cached:
+        lstm(PackedSequence(data, torch.tensor(sizes)))
+    assert str(cached.value) == str(uncached.value)
+    assert "input." in str(cached.value)
+
+
 def test_unbatched_input_is_a_batch_of_one():
     cached, plain = twins()
     x = dense(2)
