@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _onnx
 from ._packing import check_packed, flipped
 from ._unrolling import Wanted, backward, forward
 from ._weights import State, Weights
@@ -223,6 +224,10 @@ def layer(
     Data and weights are float32 or float64, all of one dtype and device.
     """
     args = (data, batch_sizes, reverse, h0, c0, directions)
+    if _is_recorded_for_onnx(data):
+        if _onnx.takes(data, batch_sizes, directions):
+            return _onnx.layer(data, h0, c0, directions)
+        return equations(*args)
     if _transformed():
         return equations(*args)
     absent = (None,) * (5 * (2 - len(directions)))
@@ -246,6 +251,13 @@ def _is_exporting() -> bool:
     # Before torch 2.7 the two could not be told apart.
     told: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     return told()
+
+
+def _is_recorded_for_onnx(data: Tensor) -> bool:
+    """Whether `torch.onnx.export`, not in its TorchScript form, records this very call."""
+    # Export is said to be under way in all threads; where numbers are wanted, data are real.
+    exporting = _is_exporting() and torch.onnx.is_in_onnx_export()
+    return exporting and isinstance(data, torch._subclasses.FakeTensor)
 
 
 def _is_jit_tracing() -> bool:

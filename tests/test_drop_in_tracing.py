@@ -375,37 +375,124 @@ def test_export_runs_after_decomposition():
     assert_close({"y": exported.module()(X)}, {"y": model(X)}, 1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the exporters' own, many and changing
-@pytest.mark.parametrize(
-    ("back", "options", "lengths"),
-    [
-        (True, {"dynamo": True}, [T]),
-        (True, {"dynamo": False, "dynamic_axes": {"x": {0: "time"}}}, [T, 3 * T, 1]),
-        (False, {"dynamo": False}, [T]),
-    ],
-    ids=["to_lstm", "to_lstm, any length", "BiLSTM, one length"],
+records_onnx = pytest.mark.skipif(
+    not hasattr(torch.onnx, "ops"), reason="this torch cannot record ONNX's own operators"
 )
-def test_onnx_export(back: bool, options: dict[str, object], lengths: list[int], tmp_path):
+noisy = pytest.mark.filterwarnings("ignore")  # the exporters' own, many and changing
+DYNAMIC = {0: torch.export.Dim("time"), 1: torch.export.Dim("batch")}
+
+
+def run_onnx(path: str, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    """What another runtime makes of an exported model."""
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    named = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
+    return [torch.from_numpy(y) for y in session.run(None, named)]
+
+
+def operators(path: str) -> list[str]:
+    return [node.op_type for node in pytest.importorskip("onnx").load(path).graph.node]
+
+
+@pytest.mark.slow
+@noisy
+@pytest.mark.parametrize(
+    ("back", "options", "shapes"),
+    [
+        pytest.param(False, {"dynamo": True}, [(T, B)], marks=records_onnx),
+        pytest.param(
+            False,
+            {"dynamo": True, "dynamic_shapes": (DYNAMIC,)},
+            [(T, B), (3 * T, B), (1, B), (T, 1), (2, 3)],
+            marks=records_onnx,
+        ),
+        (True, {"dynamo": False, "dynamic_axes": {"x": {0: "time"}}}, [(T, B), (3 * T, B), (1, B)]),
+        (False, {"dynamo": False}, [(T, B)]),
+    ],
+    ids=["one length", "any length", "TorchScript, to_lstm, any length", "TorchScript, one length"],
+)
+def test_onnx_export(
+    back: bool, options: dict[str, object], shapes: list[tuple[int, int]], tmp_path
+):
     """What docs/wrapping.md says of exporting gives, in another runtime, what nn.LSTM gives."""
     pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime")
     lstm, model = taggers()
     if back:
         model.lstm = model.lstm.to_lstm()
     path = str(tmp_path / "model.onnx")
     torch.onnx.export(model.eval(), (X,), path, input_names=["x"], verbose=False, **options)
-    session = runtime.InferenceSession(path)
-    for length in lengths:
-        other = LONGER[:length]
-        found = torch.from_numpy(session.run(None, {"x": other.numpy()})[0])
+    for time_steps, batch in shapes:
+        other = LONGER[:time_steps, :batch]
+        (found,) = run_onnx(path, other.contiguous())
         assert_close({"y": found}, {"y": lstm(other).detach()}, 1e-5)
+    if options["dynamo"]:
+        assert operators(path).count("LSTM") == 2
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_onnx_export_of_the_operator_is_refused_and_not_wrong(tmp_path):
+@noisy
+@records_onnx
+@pytest.mark.parametrize(
+    ("case", "steps"),
+    [
+        (Case(1, False, False, False, 0, torch.float32, "dense", False), False),
+        (Case(2, True, True, True, 0, torch.float32, "dense", True), False),
+        (Case(1, True, True, False, 0, torch.float32, "unbatched", True), False),
+        (Case(2, True, True, False, P, torch.float32, "dense", True), True),
+        (Case(1, True, False, False, 0, torch.float64, "dense", False), True),
+    ],
+    ids=["one direction, no bias", "hx", "unbatched", "proj_size", "float64"],
+)
+def test_onnx_export_of_every_form(case: Case, steps: bool, tmp_path):
+    """Also where nn.LSTM is exported to a model that does not run: proj_size and float64."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    lstm, bilstm = pair(**case.options)
+    args = example(case).args
+    path = str(tmp_path / "model.onnx")
+    torch.onnx.export(bilstm.eval(), args, path, dynamo=True, verbose=False)
+    flat = [x for x in torch.utils._pytree.tree_leaves(args) if x is not None]
+    output, h_n, c_n = run_onnx(path, *(x.detach().contiguous() for x in flat))
+    expected = {k: v.detach() for k, v in results(lstm(*args)).items()}
+    assert_close(results((output, (h_n, c_n))), expected, 1e-5)
+    assert operators(path).count("LSTM") == (0 if steps else case.num_layers)
+
+
+@pytest.mark.slow
+@noisy
+@records_onnx
+def test_onnx_export_of_an_exported_program_is_refused_and_not_wrong(tmp_path):
     pytest.importorskip("onnxscript")
     _, model = taggers()
+    program = torch.export.export(model.eval(), (X,))
     with pytest.raises(torch.onnx.OnnxExporterError, match=r"lstm_freeze\.layer"):
-        torch.onnx.export(model.eval(), (X,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+        torch.onnx.export(program, (), tmp_path / "model.onnx", dynamo=True, verbose=False)
+
+
+def exported_targets(model: nn.Module) -> set[str]:
+    graph = torch.export.export(model.eval(), (X,), strict=False).graph
+    return {str(node.target) for node in graph.nodes}
+
+
+@records_onnx
+def test_only_an_onnx_export_records_onnx_operators(monkeypatch: pytest.MonkeyPatch):
+    _, model = taggers()
+    own, onnx = "lstm_freeze.layer.default", "onnx_symbolic._symbolic_multi_out.default"
+    found = exported_targets(model)
+    assert own in found
+    assert onnx not in found
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    found = exported_targets(model)
+    assert onnx in found
+    assert own not in found
+
+
+@records_onnx
+def test_numbers_stay_numbers_while_another_thread_exports_to_onnx(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    lstm, bilstm = pair(**WIDE)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert_close(results(bilstm(X)), results(lstm(X)), 1e-6)
