@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, SupportsIndex
 
+import torch
 from torch import nn
 
 from ._distributed import (
@@ -26,7 +27,7 @@ from ._optimizers import (
     refuse_lbfgs,
     require_held,
 )
-from ._parts import Tree
+from ._parts import Tree, rewrite
 from ._plan import Plan, RequiresGrad
 from ._plan import can_train as can_train
 from ._selection import Target, select_in
@@ -76,7 +77,7 @@ class Freeze:
         switches, self._switches = self._switches, []
         for switch in switches:
             withdraw(self, switch)
-        _notify(switches)
+        _notify(self._module, switches)
 
     def __enter__(self) -> Freeze:
         return self
@@ -285,7 +286,7 @@ def set_trainable(
         decide(handle, switch, value)
     drop_state(optimizers, frozen.values())
     prepare_fused_momentum(optimizers, newcomers)
-    _notify([switch for switch, _ in decisions])
+    _notify(module, [switch for switch, _ in decisions])
     return handle
 
 
@@ -304,7 +305,9 @@ def _others(tree: Tree, chosen: Mapping[str, nn.Parameter], only: bool) -> dict[
     return {name: p for name, p in tree.distinct().items() if name not in chosen}
 
 
-def _notify(switches: Sequence[Switch]) -> None:
+def _notify(module: nn.Module, switches: Sequence[Switch]) -> None:
     parameters = [switch.owner for switch in switches if isinstance(switch, RequiresGrad)]
+    if torch.__version__ < "2.13":
+        rewrite(module, parameters)
     for listener in tuple(listeners):
         listener.frozen_changed(parameters)

@@ -65,6 +65,23 @@ def reshard(module: nn.Module) -> None:
             child.reshard()  # type: ignore[operator]
 
 
+def rewrite(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Write parameters to where they are, so that compiled code reads requires_grad again.
+
+    Older versions of torch (2.6 does, 2.13 does not) skip that check as long as nothing was
+    written to the dict that holds the parameter, and went on with what was frozen at compilation.
+    """
+    ids = {id(parameter) for parameter in parameters}
+    for child in module.modules():
+        held = child._parameters
+        if not isinstance(held, dict):  # TorchScript's
+            continue
+        for name, parameter in held.items():
+            if id(parameter) in ids:
+                held[name] = None  # writing the value that is there already would not count
+                held[name] = parameter
+
+
 def join(path: str, name: str) -> str:
     """`path.name`, or just the one of them that is not empty."""
     return f"{path}.{name}" if path and name else path or name

@@ -40,7 +40,7 @@ DENSE = {
     "no time steps": ((zeros(0, B, I),), ["sequence length", "larger than 0"], []),
     "no time steps, unbatched": ((zeros(0, I),), ["sequence length", "larger than 0"], []),
     "no time steps, no samples": ((zeros(0, 0, I),), ["sequence length", "larger than 0"], []),
-    "input float64": ((X.double(),), ["torch.float64", "torch.float32", "input.to("], []),
+    "input float64": ((X.double(),), ["torch.float64", "torch.float32"], ["input.to("]),
     "input bfloat16": ((X.bfloat16(),), ["torch.bfloat16", "torch.float32"], []),
     "input int64": ((X.long(),), ["torch.int64", "torch.float32"], []),
     "input bool": ((X.bool(),), ["torch.bool", "torch.float32"], []),

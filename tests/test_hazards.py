@@ -458,9 +458,15 @@ def test_19_lr_schedulers_and_a_group_added_late(build):
         for _ in range(5):
             scheduler.step()
         assert [g["lr"] for g in optimizer.param_groups] == [pytest.approx(0.1), pytest.approx(0.3)]
-    else:
-        with pytest.raises((ValueError, KeyError)):
+    elif build is LR_SCHEDULERS["OneCycleLR"]:
+        with pytest.raises(KeyError, match="initial_lr"):
             scheduler.step()
+    else:
+        with contextlib.suppress(ValueError):  # the newest refuse
+            scheduler.step()
+            rates = [g["lr"] for g in optimizer.param_groups]
+            assert rates[0] < 0.1
+            assert rates[1] == 0.1  # torch 2.6 leaves the newcomers out, silently
 
     freeze(model, "encoder")
     optimizer = SGD(param_groups(model, 0.1), 0.1)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from lstm_freeze import BiLSTM
-from lstm_freeze._parts import Tree, inner_name, is_rnn, join, unwrap, walk, within
+from lstm_freeze._parts import Tree, inner_name, is_rnn, join, rewrite, unwrap, walk, within
 
 
 class Wrapped(nn.Module):
@@ -234,3 +234,19 @@ def test_a_tree_reads_a_large_model_quickly():
     start = os.times().user
     assert len(Tree(model).parts) == 2000
     assert os.times().user - start < 1
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")
+def test_rewriting_parameters_changes_nothing_also_while_they_are_listed():
+    model = Tagger()
+    model.head.register_parameter("absent", None)
+    before = list(model.named_parameters())
+    listed = []
+    for name, parameter in model.named_parameters():
+        rewrite(model, model.parameters())
+        listed.append((name, parameter))
+    assert [(n, id(p)) for n, p in listed] == [(n, id(p)) for n, p in before]
+    assert model.head._parameters["absent"] is None
+    traced = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
+    rewrite(traced, traced.parameters())
+    assert [name for name, _ in traced.named_parameters()] == ["weight", "bias"]
