@@ -74,7 +74,11 @@ QUICK_SIZES = Sizes(4, 12, 8, 8, batches=2, held_out=1)
 
 
 def batches_of(sizes: Sizes, count: int, seed: int) -> Batches:
-    """Packed batches of noise of T/4 to T steps, a third of which leans towards the class."""
+    """Packed batches of noise of T/4 to T steps, whose last third leans towards the class.
+
+    So the final states of an encoder that was never trained tell the classes apart, and a head
+    on it finds something to learn.
+    """
     draw = torch.Generator().manual_seed(seed)
     patterns = torch.randn(CLASSES, sizes.I, generator=torch.Generator().manual_seed(0))
     batches = []
@@ -84,7 +88,7 @@ def batches_of(sizes: Sizes, count: int, seed: int) -> Batches:
         sequences = [torch.randn(int(n), sizes.I, generator=draw) for n in lengths]
         for sequence, label in zip(sequences, labels, strict=True):
             third = len(sequence) // 3
-            sequence[third : 2 * third] += 0.5 * patterns[label]
+            sequence[2 * third :] += 0.5 * patterns[label]
         batches.append((pack_sequence(sequences, enforce_sorted=False), labels))
     return batches
 
