@@ -13,7 +13,8 @@ Run = dict[str, Any]
 
 # A share of the loss of guessing. Two ways to round drift apart over hundreds of steps of Adam:
 # initial weights that were moved by one part in 1e7 moved the losses at the end of LP-FT and of
-# the 20 epochs by less than 2e-6. That each step computes the same is shown by `speed.py`, not here.
+# the 20 epochs by less than 2e-6. That each step computes the same is shown by
+# `speed.py`, not here.
 LOSS_TOLERANCE = 0.001
 
 TARGETS = {ULMFIT.name: (UNCACHED, 3.0), FIVE.name: (CACHED, 3.5), LP_FT.name: (CACHED, 4.0)}
