@@ -315,13 +315,14 @@ class BiLSTM(nn.Module):
         """The weights of each of the lowest layers that a prefix cache may serve for this input."""
         if rows.data.requires_grad or rows.data.numel() == 0 or _recurrence.is_traced(rows.data):
             return []
-        D, groups = self.num_directions, self.groups
+        named = self.named_parameters(remove_duplicate=False)
+        places = [place_of(name) for name, parameter in named if parameter.requires_grad]
+        depth = min((place.layer for place in places if place), default=self.num_layers)
         prefix: list[list[Tensor]] = []
-        for layer in range(self.num_layers):
-            own = groups[layer * D : (layer + 1) * D]
-            found = [w for g in own for w in self._weights(g.layer, g.direction)]
+        for layer in range(depth):
+            found = [w for d in DIRECTIONS[: self.num_directions] for w in self._weights(layer, d)]
             weights = [w for w in found if w is not None]
-            if any(x.requires_grad for x in (*weights, *(p for g in own for p in g.parameters))):
+            if any(w.requires_grad for w in weights):  # as of no parameter here
                 break
             prefix.append(weights)
         random = self.training and self.dropout > 0

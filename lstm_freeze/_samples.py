@@ -19,15 +19,13 @@ class Seats(NamedTuple):
 
     Attributes:
         lengths: (B,) steps of each sample.
-        step: (N,) the step of each packed row; None where dense.
-        sample: (N,) the sample of each packed row; None where dense.
-        place: (N,) the packed row's place when the samples stand one after another.
+        runs: (T, B) whether a sample has a step; None where dense.
+        order: (N,) the packed rows of one sample after another, by step; None where dense.
     """
 
     lengths: list[int]
-    step: Tensor | None = None
-    sample: Tensor | None = None
-    place: Tensor | None = None
+    runs: Tensor | None = None
+    order: Tensor | None = None
 
 
 def seats_of(rows: Rows) -> Seats:
@@ -35,42 +33,34 @@ def seats_of(rows: Rows) -> Seats:
     if rows.batch_sizes is None:
         return Seats([rows.data.shape[0]] * rows.data.shape[1])
     check_packed(rows.data, rows.batch_sizes)
-    return _packed_seats(rows.batch_sizes, rows.data.shape[0], rows.data.device)
+    return _packed_seats(rows.batch_sizes, rows.data.device)
 
 
-def _packed_seats(sizes: Tensor, count: int, device: torch.device) -> Seats:
-    step = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), sizes, output_size=count)
-    sample = torch.arange(count, device="cpu") - (sizes.cumsum(0) - sizes)[step]
-    lengths = torch.bincount(sample, minlength=int(sizes[0]))
-    place = (lengths.cumsum(0) - lengths)[sample] + step
-    return Seats(lengths.tolist(), step.to(device), sample.to(device), place.to(device))
+def _packed_seats(sizes: Tensor, device: torch.device) -> Seats:
+    sample = torch.arange(int(sizes[0]), device="cpu")
+    runs = sample < sizes[:, None]
+    row = sample + (sizes.cumsum(0) - sizes)[:, None]
+    return Seats(runs.sum(0).tolist(), runs.to(device), row.t()[runs.t()].to(device))
 
 
 def copies(data: Tensor, seats: Seats) -> list[functools.partial[Tensor]]:
     """For each sample, what makes a copy of its rows, (len, F), in memory of its own."""
-    if seats.place is None:
+    if seats.order is None:
         form = torch.contiguous_format
         return [functools.partial(torch.clone, x, memory_format=form) for x in data.unbind(1)]
-    return [functools.partial(torch.index_select, data, 0, rows) for rows in _rows_of_each(seats)]
+    of_each = torch.split(seats.order, seats.lengths)
+    return [functools.partial(torch.index_select, data, 0, rows) for rows in of_each]
 
 
 def joined(samples: Sequence[Tensor], seats: Seats) -> Tensor:
     """Samples, (len, F) each, as the data of rows with these seats."""
-    if seats.place is None:
+    if seats.order is None:
         return torch.stack(list(samples), 1)
     # Not through their concatenation: first use of so much memory costs more than the copies.
-    data = samples[0].new_empty(len(seats.place), *samples[0].shape[1:])
-    for sample, rows in zip(samples, _rows_of_each(seats), strict=True):
+    data = samples[0].new_empty(len(seats.order), *samples[0].shape[1:])
+    for sample, rows in zip(samples, torch.split(seats.order, seats.lengths), strict=True):
         data.index_copy_(0, rows, sample)
     return data
-
-
-def _rows_of_each(seats: Seats) -> tuple[Tensor, ...]:
-    """The packed rows of each sample, by step."""
-    assert seats.place is not None
-    order = torch.empty_like(seats.place)
-    order[seats.place] = torch.arange(len(order), device=order.device)
-    return torch.split(order, seats.lengths)
 
 
 def rows_of(samples: Sequence[Tensor], like: Rows) -> tuple[Rows, Seats]:
@@ -80,7 +70,7 @@ def rows_of(samples: Sequence[Tensor], like: Rows) -> tuple[Rows, Seats]:
         return rows, seats_of(rows)
     lengths = torch.tensor([len(x) for x in samples], device="cpu")
     sizes = (lengths > torch.arange(len(samples[0]), device="cpu")[:, None]).sum(1)
-    seats = _packed_seats(sizes, int(lengths.sum()), like.data.device)
+    seats = _packed_seats(sizes, like.data.device)
     data = joined(samples, seats)
     return Rows(data, sizes, None if like.reverse is None else reverse_rows(data, sizes)), seats
 
@@ -94,16 +84,14 @@ def contents(rows: Rows, seats: Seats) -> list[tuple[int, int]]:
     words = _words(rows.data.flatten(0, -2))
     low, high = _weights(words.shape[1], words.device)
     sums = torch.stack([row_sums(words, low[k], high[k]) for k in range(2)])
-    low, high = _weights(max(seats.lengths), words.device, salt=1)
-    batch = len(seats.lengths)
-    if seats.step is None or seats.sample is None:
-        weighed = _weighted(sums.view(2, -1, batch), low[..., None], high[..., None])
-        total = weighed.sum(1)
+    if seats.runs is None:
+        sums = sums.view(2, -1, len(seats.lengths))
     else:
-        weighed = _weighted(sums, low[:, seats.step], high[:, seats.step])
-        # Of one dimension: index_add_ is slow in others.
-        sample = torch.cat((seats.sample, seats.sample + batch))
-        total = sums.new_zeros(2 * batch).index_add_(0, sample, weighed.view(-1)).view(2, -1)
+        # Steps that a sample does not have are zeros, which add nothing.
+        padded = sums.new_zeros(2, *seats.runs.shape)
+        sums = padded.masked_scatter_(seats.runs, sums)
+    low, high = _weights(sums.shape[1], words.device, salt=1)
+    total = _weighted(sums, low[..., None], high[..., None]).sum(1)
     first, second = total.tolist()
     return list(zip(first, second, strict=True))
 
