@@ -370,6 +370,18 @@ def test_gradual_run_runs_as_a_script(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("cache_overhead.py", "a cache that never hits"), ("guard_overhead.py", "10 M frozen")],
+)
+def test_overheads_run_as_scripts(script, said):
+    done = run_script(script)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert done.stdout.count("%") >= 4
+
+
+@pytest.mark.slow
 def test_communication_runs_as_a_script(tmp_path):
     done = run_script("communication.py", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
