@@ -94,9 +94,15 @@ def is_extension(name):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dist")
+    # A copy: an sdist is put together in the source folder, where another process may do the same.
+    # (xdist_group keeps these tests in one process; pytest-xdist 3.8 with pytest 9.2 ignores it.)
+    source, folder = tmp_path_factory.mktemp("copy") / "source", tmp_path_factory.mktemp("dist")
+    leave = shutil.ignore_patterns(
+        ".*", "*.egg-info", "__pycache__", "*.so", "build", "out", "venv"
+    )
+    shutil.copytree(ROOT, source, ignore=leave)
     # From the sdist, as a release is made: a file the sdist forgets is missing from the wheel too.
-    run(sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT), cwd=folder)
+    run(sys.executable, "-m", "build", "--outdir", str(folder), str(source), cwd=folder)
     (path,) = folder.glob("*.whl")
     return path
 
