@@ -275,6 +275,17 @@ def test_memory_is_bounded_and_the_least_recently_used_leave_first():
     assert cached.prefix_cache.stats()["bytes"] == 3 * one
 
 
+@pytest.mark.parametrize("x", [dense(4), packed(5, 3, 6)], ids=["dense", "packed"])
+def test_what_is_kept_holds_no_more_memory_than_it_counts(x):
+    cached, _ = twins()
+    cached.prefix_cache.keep_levels = [1]
+    cached(x)
+    kept = [t for entry in cached.prefix_cache._entries.values() for t in entry[:3]]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    assert sum(storages.values()) == cached.prefix_cache.stats()["bytes"]
+    assert len(storages) == len(kept)
+
+
 def test_a_sample_larger_than_the_cache_is_not_kept():
     cached, plain = twins()
     cached.prefix_cache = PrefixCache(max_bytes=10)
