@@ -7,16 +7,16 @@ A 3-layer bidirectional encoder (B=32, T<=96, I=128, H=256) on packed sequences 
 ULMFiT's gradual unfreezing (one epoch a phase, then five of everything: 8 epochs), the same with
 five epochs a phase (20), and linear probing for 10 epochs, then fine-tuning for 2 (LP-FT). Each arm
 begins with the same weights, reads the same batches in the same order and must end with the same
-loss on held-out data. The seconds are those of the training epochs, all callbacks included; the
-scheduler runs as users get it, with its check of the frozen weights after every step. The batches
-are packed beforehand, so loading them costs nothing. The exit status is 1 if losses differ.
+loss on held-out data; the arms take turns, an epoch each. The seconds are those of the training
+epochs, all callbacks included; the scheduler runs as users get it, with its check of the frozen
+weights after every step. The batches are packed beforehand, so loading them costs nothing. The exit
+status is 1 if losses differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 import subprocess
 import sys
@@ -30,20 +30,24 @@ import torch
 from console_tables import console, run_table, run_targets
 from machine import in_words, machine
 from peak_memory import PeakMemory
-from rich.progress import track
+from rich.progress import Progress, track
 from run_summary import different, run_verdicts
 from speed import RESULTS, SCRATCH
+from turns import Arms, quieten
 from whole_runs import ARMS, PLANS, QUICK_SIZES, ULMFIT, Plan, Sizes, model_of, train
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All runs: the arms one after another in each plan, after a short run of each to warm up."""
+    """All runs: in each plan the arms take turns, after a short run of each to warm up."""
     sizes = QUICK_SIZES if args.quick else Sizes()
     plans = [_shortened(plan) if args.quick else plan for plan in PLANS if plan.name in args.plans]
-    for arm in ARMS:
-        train(arm, ULMFIT._replace(epochs=4), QUICK_SIZES)
-    todo = [(plan, arm, i) for plan in plans for i in range(args.repeats) for arm in ARMS]
-    runs = [train(arm, plan, sizes) for plan, arm, _ in track(todo, "runs", transient=True)]
+    arms = Arms()
+    runs: list[dict[str, Any]] = []
+    with Progress(transient=True) as progress:
+        epochs = args.repeats * len(ARMS) * sum(plan.epochs for plan in plans)
+        task = progress.add_task("epochs", total=epochs)
+        for plan in plans * args.repeats:
+            runs += arms.train(plan, sizes, lambda: progress.advance(task))
     peaks = [
         {"arm": arm, "peak_mb": peak_megabytes(arm, args.quick)}
         for arm in track(ARMS, "memory", transient=True)
@@ -121,11 +125,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs, prints and saves; returns the exit status."""
     args = parse(argv)
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+        quieten()
         if args.peak_of:
             torch.set_num_threads(args.threads)
             _print_peak(args.peak_of, QUICK_SIZES if args.quick else Sizes())

@@ -6,7 +6,7 @@ Shapes: B batch, T time, I input size, H hidden size.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -103,6 +103,7 @@ class Classifier(pl.LightningModule):
         self.head = nn.Linear(2 * encoder.hidden_size, CLASSES)
         self.only_trainable = only_trainable
         self.ended: list[float] = []
+        self.epoch_ended: Callable[[], None] = lambda: None
 
     def forward(self, batch: PackedSequence) -> Tensor:
         """Class scores (B, C)."""
@@ -121,6 +122,7 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Lightning calls this after the callbacks' hooks, so their time counts."""
         self.ended.append(time.perf_counter())
+        self.epoch_ended()
 
 
 class EpochStart(Callback):
@@ -175,9 +177,19 @@ def model_of(arm: str, sizes: Sizes) -> Classifier:
     return model
 
 
-def train(arm: str, plan: Plan, sizes: Sizes, model: Classifier | None = None) -> dict[str, Any]:
-    """One run: the seconds of each epoch, the loss and accuracy on held-out data, the cache."""
+def train(
+    arm: str,
+    plan: Plan,
+    sizes: Sizes,
+    model: Classifier | None = None,
+    epoch_ended: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """One run: the seconds of each epoch, the loss and accuracy on held-out data, the cache.
+
+    `epoch_ended` is called after each epoch; its time does not count.
+    """
     model = model_of(arm, sizes) if model is None else model
+    model.epoch_ended = epoch_ended or model.epoch_ended
     start = EpochStart()
     method = LayerByLayer(plan) if arm == BASELINE else FreezeScheduler(plan.schedule)
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
