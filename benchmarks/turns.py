@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -34,19 +34,26 @@ class Arms:
 
     def train(self, plan: Plan, sizes: Sizes, advance: Callable[[], None]) -> list[dict[str, Any]]:
         """What `train` returns of each arm; calls `advance` after each epoch of each."""
-        message: object = (plan, sizes)
-        waiting, found = dict(self._connections), {}
-        while waiting:
-            for arm, connection in list(waiting.items()):
-                connection.send(message)
-                result = connection.recv()
-                if result is None:
-                    advance()
-                else:
-                    found[arm] = result
-                    del waiting[arm]
-            message = "your turn"
-        return [found[arm] for arm in ARMS]
+        return take_turns(self._connections, (plan, sizes), advance)
+
+
+def take_turns(
+    connections: Mapping[str, Connection], job: object, advance: Callable[[], None]
+) -> list[dict[str, Any]]:
+    """Give each the job, then the turn round by round; None is an epoch, all else the result."""
+    message, waiting = job, dict(connections)
+    found: dict[str, dict[str, Any]] = {}
+    while waiting:
+        for arm, connection in list(waiting.items()):
+            connection.send(message)
+            result = connection.recv()
+            if result is None:
+                advance()
+            else:
+                found[arm] = result
+                del waiting[arm]
+        message = "your turn"
+    return [found[arm] for arm in connections]
 
 
 def _serve(connection: Connection, arm: str, threads: int) -> None:

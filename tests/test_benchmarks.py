@@ -16,6 +16,7 @@ import speed
 import summary
 import torch
 import tracing
+import turns
 from cases import CASES, FORMS, FORWARD, Shape
 from console_tables import milliseconds
 from gemm_floor import Gemm, Product, operations, products
@@ -312,6 +313,28 @@ def test_verdicts_of_whole_runs():
 @pytest.mark.parametrize(("loss", "count"), [(0.5, 0), (0.5013, 0), (0.5014, 1), (float("nan"), 1)])
 def test_runs_that_end_differently_are_reported(loss, count):
     assert len(run_summary.different(made_up_runs(loss=loss))) == count
+
+
+def test_arms_take_turns_an_epoch_each():
+    sent, ended = [], []
+
+    class Arm:
+        def __init__(self, name, epochs):
+            self.name, self.answers = name, [None] * epochs + [{"arm": name}]
+
+        def send(self, message):
+            sent.append((self.name, message))
+
+        def recv(self):
+            return self.answers.pop(0)
+
+    arms = {"a": Arm("a", 2), "b": Arm("b", 3)}
+    found = turns.take_turns(arms, "job", lambda: ended.append(len(sent)))
+    assert found == [{"arm": "a"}, {"arm": "b"}]
+    turn = "your turn"
+    rounds = [("a", "job"), ("b", "job"), *[("a", turn), ("b", turn)] * 2, ("b", turn)]
+    assert sent == rounds
+    assert ended == [1, 2, 3, 4, 6]  # in the fifth turn `a` gives its result
 
 
 def test_text_between_markers_is_replaced():
