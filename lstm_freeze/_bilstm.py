@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _arguments, _recurrence
+from . import _arguments, _recurrence, _workspace
 from ._conversion import adopt, is_plain, swap_lstms
 from ._layout import DIRECTIONS, KINDS, kinds_of, name_of, place_of, rnn_names
 from ._packing import Rows, dense_rows, packed_rows, unpermuted
@@ -122,6 +122,7 @@ class BiLSTM(nn.Module):
             shape = self._shape(name)
             setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
+        _workspace.release_with(self)
 
     @classmethod
     def from_lstm(cls, lstm: nn.LSTM) -> BiLSTM:
@@ -149,6 +150,7 @@ class BiLSTM(nn.Module):
         nn.Module.__init__(target)
         target.dropout_off_layers = set()
         target.prefix_cache = None
+        _workspace.release_with(target)
         return adopt(target, lstm, share_hooks, skip=("mode",))
 
     def to_lstm(self) -> nn.LSTM:
@@ -491,6 +493,7 @@ class BiLSTM(nn.Module):
         """Restores a pickled module, also one without `proj_size` or this class's own extras."""
         extras: dict[str, Any] = {"prefix_cache": None, "dropout_off_layers": set()}
         super().__setstate__({"proj_size": 0, **extras, **state})  # type: ignore[no-untyped-call]
+        _workspace.release_with(self)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         place = place_of(name)

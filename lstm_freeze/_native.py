@@ -19,6 +19,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from . import _workspace
 from ._extensions import ready
 from ._packing import Run
 from ._weights import Gradients, State, Weights
@@ -193,7 +194,7 @@ def _panels(weights: Sequence[Tensor], gates: int = 1) -> Tensor:
     rows, depth = weights[0].shape
     units, lanes = rows // gates, _timeloop.lanes()
     width = -(-units // lanes) * lanes
-    panels = weights[0].new_empty(len(weights), gates * width * depth)
+    panels = _workspace.empty(weights[0], len(weights), gates * width * depth)
     for weight, out in zip(weights, panels, strict=True):
         numbers = (gates, units, depth, *weight.stride(), weight.data_ptr(), out.data_ptr())
         _timeloop.pack(1, _packed(numbers), (weight, out))

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _native, _stepping
-from ._packing import Run, blocks_of, bounds, flipped, last_rows, previous_rows, runs_of
+from . import _native, _stepping, _workspace
+from ._packing import Run, blocks_of, bounds, last_rows, previous_rows, runs_of
 from ._weights import Gradients, State, Weights, gate_views
 
 # A block's gates should stay in cache between the input projection and the steps that read them.
@@ -50,13 +50,14 @@ def forward(
     batch = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
     rows = data.flatten(0, -2)
     N = rows.shape[0]
-    sides = [rows, flipped(data, reverse).flatten(0, -2)] if D == 2 else [rows]
+    back = _backwards(data, reverse)
+    sides = [rows, _picked(data, back).flatten(0, -2)] if D == 2 else [rows]
     blocks = _blocks(data, batch, batch_sizes, D * 4 * H)
     gates_rows = N if keep else max(last - first for first, last in map(bounds, blocks))
-    gates = data.new_empty(D, gates_rows, 4 * H)
-    hidden = data.new_empty(D, batch + N, P)
+    gates = _workspace.empty(data, D, gates_rows, 4 * H)
+    hidden = _workspace.empty(data, D, batch + N, P)
     hidden[:, :batch] = 0 if h0 is None else h0
-    cells = data.new_empty(D, batch + (N if keep else 1), H)
+    cells = _workspace.empty(data, D, batch + (N if keep else 1), H)
     cells[:, :batch] = 0 if c0 is None else c0
     state = State(gates, hidden, cells)
     engine = _native if _native.applies(data) else _stepping
@@ -72,9 +73,23 @@ def forward(
     c_n = cells.index_select(1, ended + batch) if keep else cells[:, :batch].clone()
     output = data.new_empty(*data.shape[:-1], D * P)
     for d in range(D):
-        side = hidden[d, batch:].view(*data.shape[:-1], P)
-        output[..., d * P : (d + 1) * P] = flipped(side, reverse) if d else side
+        side, out = hidden[d, batch:].view(*data.shape[:-1], P), output[..., d * P : (d + 1) * P]
+        _picked(side, back, out) if d else out.copy_(side)
     return output, h_n, c_n, state
+
+
+def _backwards(data: Tensor, reverse: Tensor | None) -> Tensor:
+    """The step or packed row that each one swaps with when sequences are read from their end."""
+    if reverse is not None:
+        return reverse
+    return torch.arange(data.shape[0] - 1, -1, -1, device=data.device)
+
+
+def _picked(data: Tensor, steps: Tensor, out: Tensor | None = None) -> Tensor:
+    """The entries `steps` of the first dimension, in `out` or else in the workspace."""
+    if out is None:
+        out = _workspace.empty(data, steps.shape[0], *data.shape[1:])
+    return torch.index_select(data, 0, steps, out=out)
 
 
 def _project(rows: Tensor, w: Weights, out: Tensor) -> None:
@@ -104,7 +119,7 @@ class Wanted(NamedTuple):
 def _gate_gradients(
     grads: tuple[Tensor | None, Tensor | None, Tensor | None],
     batch_sizes: Tensor | None,
-    reverse: Tensor | None,
+    back: Tensor,
     state: State,
     batch: int,
     directions: Sequence[Weights],
@@ -118,21 +133,22 @@ def _gate_gradients(
         new(D, batch, size).zero_() if grad is None else new(D, batch, size).copy_(grad)
         for size, grad in ((P, grads[1]), (state.cells.shape[2], grads[2]))
     )
-    dh = _sides_of(grads[0], reverse, active, new(D, N, P))
-    found = Gradients(dh, dh_n, dc, torch.empty_like(state.gates))
+    dh = _sides_of(grads[0], back, active, _workspace.empty(state.gates, D, N, P))
+    found = Gradients(dh, dh_n, dc, _workspace.empty(state.gates, *state.gates.shape))
     engine = _native if _native.applies(state.gates) else _stepping
     engine.walk_back(directions, state, batch, batch_sizes, found, active, blocks)
     return found
 
 
-def _sides_of(grad: Tensor | None, reverse: Tensor | None, active: range, out: Tensor) -> Tensor:
+def _sides_of(grad: Tensor | None, back: Tensor, active: range, out: Tensor) -> Tensor:
     """The output's gradient per direction, each in its own order of time: (D, N, P) into `out`."""
     if grad is None:
         return out.zero_()
     P = out.shape[2]
     for d in active:
         side = grad[..., d * P : (d + 1) * P]
-        out[d].copy_((flipped(side, reverse) if d else side).flatten(0, -2))
+        into = out[d].view(side.shape)
+        _picked(side, back, into) if d else into.copy_(side)
     return out
 
 
@@ -150,8 +166,9 @@ def backward(
     N = state.gates.shape[1]
     batch = state.hidden.shape[1] - N
     blocks = _blocks(data, batch, batch_sizes, len(directions) * state.gates.shape[2])
+    back = _backwards(data, reverse)
     dhidden, _, dc0, dgates = _gate_gradients(
-        grads, batch_sizes, reverse, state, batch, directions, active, blocks
+        grads, batch_sizes, back, state, batch, directions, active, blocks
     )
     rows = data.flatten(0, -2)
     weights: list[list[Tensor | None]] = [[None] * 5 for _ in directions]
@@ -159,11 +176,11 @@ def backward(
         ih, hh, bias_ih, bias_hh, hr = wanted.weights[d]
         grad, out = dgates[d].t(), weights[d]
         if ih:
-            out[0] = grad @ (flipped(data, reverse).flatten(0, -2) if d else rows)
+            out[0] = grad @ (_picked(data, back).flatten(0, -2) if d else rows)
         if hh:
             hidden = state.hidden[d]
             if batch_sizes is not None:
-                hidden = hidden.index_select(0, previous_rows(batch_sizes, N).to(hidden.device))
+                hidden = _picked(hidden, previous_rows(batch_sizes, N).to(hidden.device))
             out[1] = grad @ hidden[:N]
         if bias_ih or bias_hh:
             bias = dgates[d].sum(0)
@@ -174,10 +191,11 @@ def backward(
             out[4] = dhidden[d].t() @ squashed
     ddata = None
     if wanted.data:
-        parts = [(dgates[d] @ w.weight_ih).view(data.shape) for d, w in enumerate(directions)]
-        ddata = parts[0]
-        if len(parts) == 2:
-            ddata = ddata.add_(flipped(parts[1], reverse))
+        ddata = (dgates[0] @ directions[0].weight_ih).view(data.shape)
+        for d, w in enumerate(directions[1:], start=1):
+            part = _workspace.empty(data, *data.shape)
+            torch.mm(dgates[d], w.weight_ih, out=part.view(N, -1))
+            ddata.add_(_picked(part, back))
     dh0 = None
     if wanted.h0:
         dh0 = torch.bmm(dgates[:, :batch], torch.stack([w.weight_hh for w in directions]))
