@@ -197,7 +197,7 @@ def _panels(weights: Sequence[Tensor], gates: int = 1) -> Tensor:
     panels = _workspace.empty(weights[0], len(weights), gates * width * depth)
     for weight, out in zip(weights, panels, strict=True):
         numbers = (gates, units, depth, *weight.stride(), weight.data_ptr(), out.data_ptr())
-        _timeloop.pack(1, _packed(numbers), (weight, out))
+        _timeloop.pack(torch.get_num_threads(), _packed(numbers), (weight, out))
     return panels
 
 

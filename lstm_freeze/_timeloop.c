@@ -195,7 +195,7 @@ INLINE int64_t rows_of(const Steps *s, int64_t step) {
 typedef struct {
     const char *name;
     int64_t lanes;
-    void (*pack)(const Packing *);
+    void (*pack)(const Packing *, int64_t);
     void (*forward)(const Forward *, int64_t, int64_t, int64_t);
     void (*backward)(const Backward *, int64_t, int64_t, int64_t);
 } Level;
@@ -310,6 +310,8 @@ static void backward_unit(const void *argument, int64_t unit) {
     current->backward(r->job, unit / r->parts, bound(r, part), bound(r, part + 1));
 }
 
+static void pack_unit(const void *job, int64_t panel) { current->pack(job, panel); }
+
 /* ---- the module --------------------------------------------------------------------------- */
 
 /* Reads (threads: int, job: bytes, owners: object). The owners are not looked at: they keep the
@@ -340,7 +342,7 @@ static PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count)
     if (read_call(args, count, &job, sizeof job, &threads) < 0)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    current->pack(&job);
+    run_units(&job, pack_unit, (job.units + current->lanes - 1) / current->lanes, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

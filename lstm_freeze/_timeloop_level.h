@@ -8,16 +8,29 @@
 
 typedef float VECTOR __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-/* Panels of LANES columns: [unit / LANES][gate][depth][unit % LANES], padded with zeros. */
-TARGET static void OWN(pack)(const Packing *s) {
-    float *out = s->panels;
-    for (int64_t u = 0; u < s->units; u += LANES)
-        for (int64_t g = 0; g < s->gates; g++)
-            for (int64_t k = 0; k < s->depth; k++)
-                for (int64_t j = 0; j < LANES; j++) {
-                    int64_t row = g * s->units + u + j;
-                    *out++ = u + j < s->units ? s->data[row * s->of_row + k * s->of_column] : 0.0f;
-                }
+INLINE TARGET void OWN(pack_gate)(const float *in, int64_t of_row, int64_t of_column, int64_t depth,
+                                  int64_t units, float *restrict out) {
+    for (int64_t k = 0; k < depth; k++)
+        for (int64_t j = 0; j < LANES; j++)
+            out[k * LANES + j] = j < units ? in[j * of_row + k * of_column] : 0.0f;
+}
+
+/* Panels of LANES columns: [unit / LANES][gate][depth][unit % LANES], padded with zeros; this packs
+ * all gates of one. */
+TARGET static void OWN(pack)(const Packing *s, int64_t panel) {
+    int64_t first = panel * LANES, units = smaller(LANES, s->units - first);
+    for (int64_t g = 0; g < s->gates; g++) {
+        const float *in = s->data + (g * s->units + first) * s->of_row;
+        float *out = s->panels + (panel * s->gates + g) * s->depth * LANES;
+        if (units < LANES)
+            OWN(pack_gate)(in, s->of_row, s->of_column, s->depth, units, out);
+        else if (s->of_row == 1)
+            OWN(pack_gate)(in, 1, s->of_column, s->depth, LANES, out);
+        else if (s->of_column == 1)
+            OWN(pack_gate)(in, s->of_row, 1, s->depth, LANES, out);
+        else
+            OWN(pack_gate)(in, s->of_row, s->of_column, s->depth, LANES, out);
+    }
 }
 
 /* m rows, (m, depth), times q panels, into a tile. `first` says that nothing is there yet. */

@@ -21,7 +21,8 @@ from torch import Tensor
 _SMALLEST = 2**20  # bytes; the C library keeps smaller blocks itself
 _WAITS = 256  # a block that so many others were lent before is let go
 
-# Both by id, changed in single steps only: the threads of autograd work on them too.
+# Both by id, and changed in single steps only: other threads, and the garbage collector at any
+# allocation, change them too.
 _free: dict[int, tuple[mmap.mmap, int]] = {}  # the block, and when it came back
 _lent: dict[int, weakref.ref[memoryview]] = {}
 _clock = itertools.count()
@@ -48,7 +49,7 @@ def release_with(owner: Any) -> None:
 
 def waiting() -> int:
     """The bytes held for later."""
-    return sum(len(block) for block, _ in tuple(_free.values()))
+    return sum(len(found[0]) for key in list(_free) if (found := _free.get(key)))
 
 
 def _lend(size: int) -> memoryview:
@@ -68,10 +69,11 @@ def _lend(size: int) -> memoryview:
 def _found(size: int) -> mmap.mmap | None:
     """The smallest waiting block that fits, of equal ones the last to come back."""
     now, fits = next(_clock), []
-    for key, (block, since) in tuple(_free.items()):
+    for key in list(_free):
+        block, since = _free.get(key, (None, now))
         if now - since > _WAITS:
             _free.pop(key, None)
-        elif size <= len(block) <= 2 * size:
+        elif block is not None and size <= len(block) <= 2 * size:
             fits.append((len(block), -since, key))
     for *_, key in sorted(fits):
         taken = _free.pop(key, None)

@@ -189,7 +189,7 @@ def test_callbacks_say_what_is_missing_without_lightning():
 # fmt: off
 CORE_ORDER = [
     "_layout", "_packing", "_arguments", "_extensions", "_bits", "_weights", "_onnx",
-    "_native", "_stepping",
+    "_workspace", "_native", "_stepping",
     "_unrolling", "_precision", "_recurrence", "_table", "_samples", "_prefix_cache",
     "_parts", "_conversion", "_bilstm",
     "_targets", "_selection", "_optimizers", "_holding", "_distributed", "_ledger", "_plan",
