@@ -2,7 +2,7 @@
 
 The C library returns large blocks to the system as soon as they are free, and the next step pays
 for each of their pages anew, up to a tenth of its time. Here a block waits for the next tensor that
-fits. Nothing that a user can hold lies in such a block, only what a layer keeps for its backward
+fits. No output, state or gradient lies in such a block, only what a layer keeps for its backward
 pass and what it works with in between.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
+import os
 import sys
 import weakref
 from typing import Any
@@ -19,13 +20,19 @@ import torch
 from torch import Tensor
 
 _SMALLEST = 2**20  # bytes; the C library keeps smaller blocks itself
-_WAITS = 256  # a block that so many others were lent before is let go
+_WAITS = 1024  # a block that so many others were lent or came back after is let go
+_SPARE = 1.5  # all blocks together take at most so many times what was most lent at once
 
-# Both by id, and changed in single steps only: other threads, and the garbage collector at any
+# By id, and changed in single steps only: other threads, and the garbage collector at any
 # allocation, change them too.
 _free: dict[int, tuple[mmap.mmap, int]] = {}  # the block, and when it came back
-_lent: dict[int, weakref.ref[memoryview]] = {}
+_lent: dict[int, int] = {}  # its size
 _clock = itertools.count()
+_most_lent = 0
+
+if sys.platform != "win32":
+    # Else each page that the parent writes to would be copied, and the old one stay with the child.
+    os.register_at_fork(after_in_child=_free.clear)
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:
@@ -56,14 +63,14 @@ def _lend(size: int) -> memoryview:
     """At least `size` bytes; their block waits again once nobody holds the view."""
     block = _found(size) or _new(size)
     view = memoryview(block)
-
-    def come_back(ref: weakref.ref[memoryview]) -> None:
-        del _lent[id(ref)]
-        _free[id(block)] = block, next(_clock)
-
-    ref = weakref.ref(view, come_back)
-    _lent[id(ref)] = ref
+    _lent[id(view)] = len(block)
+    weakref.finalize(view, _come_back, id(view), block).atexit = False
     return view
+
+
+def _come_back(key: int, block: mmap.mmap) -> None:
+    _lent.pop(key, None)
+    _free[id(block)] = block, next(_clock)
 
 
 def _found(size: int) -> mmap.mmap | None:
@@ -74,18 +81,29 @@ def _found(size: int) -> mmap.mmap | None:
         if now - since > _WAITS:
             _free.pop(key, None)
         elif block is not None and size <= len(block) <= 2 * size:
-            fits.append((len(block), -since, key))
-    for *_, key in sorted(fits):
-        taken = _free.pop(key, None)
-        if taken is not None:  # else another thread was faster
-            return taken[0]
+            fits.append((len(block), -since, key, block))
+    for *_, key, block in sorted(fits):
+        if _free.pop(key, None) is not None:  # else another thread was faster
+            return block
     return None
 
 
 def _new(size: int) -> mmap.mmap:
     """A new block, with an eighth to spare for batches that are somewhat longer."""
     size = math.ceil(size * 9 / 8 / _SMALLEST) * _SMALLEST
+    _make_room(size)
     if sys.platform == "win32":
         return mmap.mmap(-1, size)
     # Python's default would share the memory with forked processes.
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _make_room(size: int) -> None:
+    """Let the oldest go where lengths vary so much that blocks pile up which fit nothing."""
+    global _most_lent
+    lent = sum(_lent.get(key, 0) for key in list(_lent)) + size
+    _most_lent = max(_most_lent, lent)
+    for key in list(_free):
+        if lent + waiting() <= _SPARE * _most_lent:
+            break
+        _free.pop(key, None)
