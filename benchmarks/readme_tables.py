@@ -76,6 +76,7 @@ def run_tables(results: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"3-layer encoder, {size}, {sizes['batches']} batches an epoch. "
+            f"Runs of each kind: {results['runs'][0]['repeats']}, of each epoch their median. "
             f"{in_words(results['machine'])}.",
             _markdown(["", *header, "peak MB"], lines),
             _markdown(["", "arm", f"{BASELINE}'s time / this", "target", ""], targets),

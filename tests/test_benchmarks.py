@@ -295,7 +295,7 @@ def made_up_runs(cached=2.0, loss=0.5):
         arm = "BiLSTM + FreezeScheduler + cache"
         runs.append({"plan": plan, "arm": arm, "epoch_s": [4.0] + [cached] * (epochs - 1)})
         for run in runs[-3:]:
-            run.update(starts=starts, loss=0.5, accuracy=0.75, cache=None)
+            run.update(starts=starts, loss=0.5, accuracy=0.75, cache=None, repeats=3)
     runs[-1]["loss"] = loss
     return runs
 
@@ -350,6 +350,7 @@ def test_tables_of_runs_show_every_arm():
     runs = {"runs": made_up_runs(), "sizes": {"B": 1, "batches": 2}, "memory": []}
     text = readme_tables.run_tables(runs | {"machine": machine()})
     assert "| BiLSTM + FreezeScheduler | 16.0 s (4.00x) | 24.0 s (4.00x) |" in text
+    assert "Runs of each kind: 3, of each epoch their median." in text
 
 
 @pytest.mark.parametrize("page", readme_tables.PAGES, ids=lambda page: page.name)
