@@ -122,7 +122,7 @@ class BiLSTM(nn.Module):
             shape = self._shape(name)
             setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
-        _workspace.release_with(self)
+        _workspace.keep_for(self)
 
     @classmethod
     def from_lstm(cls, lstm: nn.LSTM) -> BiLSTM:
@@ -150,7 +150,7 @@ class BiLSTM(nn.Module):
         nn.Module.__init__(target)
         target.dropout_off_layers = set()
         target.prefix_cache = None
-        _workspace.release_with(target)
+        _workspace.keep_for(target)
         return adopt(target, lstm, share_hooks, skip=("mode",))
 
     def to_lstm(self) -> nn.LSTM:
@@ -493,7 +493,7 @@ class BiLSTM(nn.Module):
         """Restores a pickled module, also one without `proj_size` or this class's own extras."""
         extras: dict[str, Any] = {"prefix_cache": None, "dropout_off_layers": set()}
         super().__setstate__({"proj_size": 0, **extras, **state})  # type: ignore[no-untyped-call]
-        _workspace.release_with(self)
+        _workspace.keep_for(self)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         place = place_of(name)

@@ -27,6 +27,7 @@ _SPARE = 1.5  # all blocks together take at most so many times what was most len
 # allocation, change them too.
 _free: dict[int, tuple[mmap.mmap, int]] = {}  # the block, and when it came back
 _lent: dict[int, int] = {}  # its size
+_owners: set[object] = set()  # a token for each living module
 _clock = itertools.count()
 _most_lent = 0
 
@@ -49,9 +50,11 @@ def empty(like: Tensor, *shape: int) -> Tensor:
     return torch.frombuffer(memory, dtype=like.dtype, count=count).view(shape)
 
 
-def release_with(owner: Any) -> None:
-    """Let all waiting blocks go when `owner` goes."""
-    weakref.finalize(owner, _free.clear).atexit = False
+def keep_for(owner: Any) -> None:
+    """Let blocks wait while `owner` lives; when it goes, all that wait go."""
+    token = object()
+    _owners.add(token)
+    weakref.finalize(owner, _let_go, token).atexit = False
 
 
 def waiting() -> int:
@@ -70,7 +73,13 @@ def _lend(size: int) -> memoryview:
 
 def _come_back(key: int, block: mmap.mmap) -> None:
     _lent.pop(key, None)
-    _free[id(block)] = block, next(_clock)
+    if _owners:  # an output, or its graph, may outlive the last module
+        _free[id(block)] = block, next(_clock)
+
+
+def _let_go(token: object) -> None:
+    _owners.discard(token)
+    _free.clear()
 
 
 def _found(size: int) -> mmap.mmap | None:
@@ -103,7 +112,9 @@ def _make_room(size: int) -> None:
     global _most_lent
     lent = sum(_lent.get(key, 0) for key in list(_lent)) + size
     _most_lent = max(_most_lent, lent)
+    held = lent + waiting()
     for key in list(_free):
-        if lent + waiting() <= _SPARE * _most_lent:
+        if held <= _SPARE * _most_lent:
             break
-        _free.pop(key, None)
+        if (found := _free.pop(key, None)) is not None:
+            held -= len(found[0])

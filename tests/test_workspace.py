@@ -21,6 +21,7 @@ def nothing_waits(monkeypatch):
     gc.collect()  # a module of an earlier test, when it goes, has all memory let go
     _workspace._free.clear()
     monkeypatch.setattr(_workspace, "_most_lent", 0)
+    monkeypatch.setattr(_workspace, "_owners", {"a module"})
     yield
     _workspace._free.clear()
 
@@ -170,6 +171,18 @@ def test_lengths_that_vary_do_not_pile_up_memory():
     assert max(made) > 0  # some was kept for the next
 
 
+def test_no_more_than_the_oldest_go_to_make_room():
+    tensors = [floats(10) for _ in range(3)]  # 12 MiB each
+    _, second, third = (tensor.data_ptr() for tensor in tensors)
+    while tensors:
+        del tensors[0]
+    large = floats(25)  # 29 MiB, of at most 54 in all
+    assert _workspace.waiting() == 24 * MEGABYTE
+    left = floats(10), floats(10)
+    assert [tensor.data_ptr() for tensor in left] == [third, second]
+    del large
+
+
 def test_no_more_memory_is_torchs_error(monkeypatch):
     waits = floats(2)
     del waits
@@ -193,11 +206,28 @@ def test_memory_goes_with_the_module(made):
         "deepcopy": lambda: copy.deepcopy(BiLSTM(2, 2)),
     }[made]()
     gc.collect()
+    assert _workspace._owners > {"a module"}
     waits = floats(2)
     del waits
     assert _workspace.waiting() > 0
     del lstm
     gc.collect()
+    assert _workspace.waiting() == 0
+    assert _workspace._owners == {"a module"}
+
+
+@pytest.mark.usefixtures("all_is_lent")
+def test_memory_that_outlives_all_modules_is_not_kept(monkeypatch):
+    monkeypatch.setattr(_workspace, "_owners", set())
+    lstm = encoder()
+    loss = lstm(batch(packed=False))[0].sum()
+    del lstm
+    gc.collect()
+    assert _workspace._lent
+    loss.backward()
+    del loss
+    gc.collect()
+    assert not _workspace._lent
     assert _workspace.waiting() == 0
 
 
