@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import nn
 
 from lstm_freeze import BiLSTM, FrozenGuard, FrozenWeightsChanged, freeze
-from lstm_freeze._guard import MODES
+from lstm_freeze._guard.guard import MODES
 
 TARGET = 0.02
 

@@ -182,8 +182,8 @@ def test_wheel_holds_the_extensions_where_they_can_be_compiled(wheel):
     extensions = [name for name in zipfile.ZipFile(wheel).namelist() if is_extension(name)]
     if shutil.which(compiler) and headers.exists():
         assert sorted(name.split(".")[0] for name in extensions) == [
-            "lstm_freeze/_timeloop",
-            "lstm_freeze/_words",
+            "lstm_freeze/_rnn/_timeloop",
+            "lstm_freeze/_hashing/_words",
         ]
     else:
         assert not extensions
@@ -198,6 +198,6 @@ def test_without_a_compiler_the_package_installs_and_works(wheel, tmp_path, monk
     pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(target))
     run(*pip, str(sdist), cwd=tmp_path)
     assert not list((target / "lstm_freeze").glob("*.so"))
-    report = "from lstm_freeze import _native; print(_native.in_use())"
+    report = "from lstm_freeze._rnn import loop_native; print(loop_native.in_use())"
     answer = run(sys.executable, "-c", SMOKE + report, str(target), cwd=tmp_path)
-    assert answer == "torch (the extension lstm_freeze._timeloop is not built)\n"
+    assert answer == "torch (the extension lstm_freeze._rnn._timeloop is not built)\n"

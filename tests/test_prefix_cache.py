@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from lstm_freeze import BiLSTM, PrefixCache, freeze, status, unfreeze
-from lstm_freeze._packing import dense_rows, packed_rows
-from lstm_freeze._samples import contents, seats_of
+from lstm_freeze._cache.samples import contents, seats_of
+from lstm_freeze._rnn.rows import dense_rows, packed_rows
 
 F, H, L = 3, 5, 3
 
@@ -568,15 +568,16 @@ def test_an_input_of_another_dtype_with_the_same_bits_misses():
 
 
 def test_a_default_device_is_not_taken_for_the_inputs():
-    from lstm_freeze import _bits, _samples
+    from lstm_freeze._cache import samples
+    from lstm_freeze._hashing import tensors
 
     lstm = BiLSTM(4, 5).requires_grad_(False)
     lstm.prefix_cache = PrefixCache()
     rows = [torch.randn(n, 4) for n in (4, 3, 2)]
     both = [nn.utils.rnn.pack_sequence(rows[:k]) for k in (2, 3)]
     dense = torch.randn(3, 2, 4)
-    _bits._weights.cache_clear()
-    _samples._drawn.cache_clear()
+    tensors._weights.cache_clear()
+    samples._drawn.cache_clear()
     with torch.device("meta"):
         outputs = [lstm(x)[0] for x in (*both, dense)]
     assert lstm.prefix_cache.stats()["hits"] == 2

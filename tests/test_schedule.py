@@ -458,7 +458,7 @@ class TestWarmUp:
 
 
 def test_a_repeated_call_changes_nothing_and_grows_nothing():
-    from lstm_freeze import _ledger
+    from lstm_freeze._freezing import undo
 
     m, schedule = model(), FreezeSchedule(THREE)
     schedule.apply(m, 0)
@@ -467,7 +467,7 @@ def test_a_repeated_call_changes_nothing_and_grows_nothing():
         return sum(
             len(record.decisions)
             for p in m.parameters()
-            for record in _ledger._records.get(p, {}).values()
+            for record in undo._records.get(p, {}).values()
         )
 
     before = decisions()

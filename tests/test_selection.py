@@ -10,12 +10,12 @@ import torch
 from _models import RNN_TYPES, H, I, Tagger, build_rnn, case_id, rnn_cases, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_parts import old_weight_norm, parametrized, pruned
+from test_tree import old_weight_norm, parametrized, pruned
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from lstm_freeze import BiLSTM, Selection, select
-from lstm_freeze._layout import DIRECTIONS, KIND_GROUPS, kinds_of, place_of
+from lstm_freeze._names import DIRECTIONS, KIND_GROUPS, kinds_of, place_of
 
 
 def chosen(module, *targets, **keywords):

@@ -20,7 +20,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from lstm_freeze import FreezeSchedule, FrozenGuard, Phase, _freezing, freeze, unfreeze
+from lstm_freeze import FreezeSchedule, FrozenGuard, Phase, freeze, unfreeze
+from lstm_freeze._freezing import freezing
 from lstm_freeze.callbacks import (
     FreezeScheduler,
     FrozenWeightsCheck,
@@ -190,7 +191,7 @@ def test_a_norm_would_be_overwritten_if_buffers_were_not_aligned():
 def plain_loop(aligned):
     """freeze(ddp, ...) in a loop of one's own, with a norm that has trained."""
     if not aligned:
-        _freezing.align_buffers = lambda ddp, modules: None
+        freezing.align_buffers = lambda ddp, modules: None
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     model = DistributedDataParallel(module, find_unused_parameters=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)

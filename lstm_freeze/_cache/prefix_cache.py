@@ -1,0 +1,258 @@
+"""PrefixCache: the outputs of a frozen prefix, computed once for each sample and then looked up.
+
+A sample's key is made of all that its output depends on: a 128-bit hash of its own input rows, its
+length, the depth of the prefix, the fingerprint of its weights, dtypes and device. Whatever changes
+can therefore only miss. (AutoFreeze, Liu et al. 2021, arXiv 2102.01386, caches what the frozen
+prefix of a transformer puts out.)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from .._hashing import fingerprints
+from .._rnn import Rows, RunLayers
+from .samples import Seats, contents, copies, joined, rows_of, seats_of
+
+
+class Entry(NamedTuple):
+    """What is kept of one sample: its output (len, D * P) and the final states of all layers."""
+
+    output: Tensor
+    h: Tensor
+    c: Tensor
+    nbytes: int
+
+
+class PrefixCache:
+    """Keeps what the frozen prefix of a BiLSTM makes of each sample; least recently used go first.
+
+    Set it on a BiLSTM (`lstm.prefix_cache = PrefixCache()`); None switches it off. It serves calls
+    without `hx` whose input needs no gradient, and is bypassed in all others, under tracing, export
+    and torch.func, and where dropout makes the prefix random. Results agree with the uncached ones
+    to rounding. Pickles and copies of the model have an empty cache of the same settings. With DDP
+    each rank has its own.
+
+    Args:
+        max_bytes: The memory the kept outputs may take, on the device of the input.
+        keep_levels: Shallower depths (numbers of layers) whose outputs are kept on the way, for
+            phases to come that train more layers. They take only room that is free, and leave
+            first. `FreezeScheduler` adds those of its schedule during a fit.
+
+    Raises:
+        TypeError: `max_bytes` or a level is not an integer.
+        ValueError: `max_bytes` is negative or a level is less than 1.
+
+    Examples:
+        >>> from lstm_freeze import BiLSTM, freeze
+        >>> lstm = BiLSTM(4, 8, num_layers=2)
+        >>> _ = freeze(lstm, layers=0)
+        >>> lstm.prefix_cache = PrefixCache()
+        >>> x = torch.randn(5, 3, 4)
+        >>> first, again = lstm(x)[0], lstm(x)[0]
+        >>> stats = lstm.prefix_cache.stats()
+        >>> stats["hits"], stats["misses"], stats["evictions"]
+        (3, 3, 0)
+    """
+
+    def __init__(self, max_bytes: int = 2 * 2**30, keep_levels: Iterable[int] = ()) -> None:
+        self.max_bytes = _at_least(0, max_bytes, "max_bytes")
+        self.keep_levels = keep_levels
+        self._reset()
+
+    def _reset(self) -> None:
+        self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self._bytes = self._hits = self._misses = self._evictions = 0
+        self.has_warned = False
+
+    @property
+    def keep_levels(self) -> tuple[int, ...]:
+        """The shallower depths that are kept on the way, in rising order; may be set anew.
+
+        >>> cache = PrefixCache()
+        >>> cache.keep_levels = [2, 1]
+        >>> cache.keep_levels
+        (1, 2)
+        """
+        return self._keep_levels
+
+    @keep_levels.setter
+    def keep_levels(self, levels: Iterable[int]) -> None:
+        if not isinstance(levels, Iterable):
+            raise TypeError(f"`keep_levels` must be several integers, got {levels!r}")
+        self._keep_levels = tuple(sorted({_at_least(1, x, "keep_levels") for x in levels}))
+
+    def stats(self) -> dict[str, int]:
+        """Samples found and not found, the bytes held, and the samples dropped to make room.
+
+        >>> PrefixCache().stats()
+        {'hits': 0, 'misses': 0, 'bytes': 0, 'evictions': 0}
+        """
+        return {
+            "hits": self._hits,
+            "misses": self._misses,
+            "bytes": self._bytes,
+            "evictions": self._evictions,
+        }
+
+    def clear(self) -> None:
+        """Drop all that is kept; the statistics start anew.
+
+        >>> PrefixCache().clear()
+        """
+        self._reset()
+
+    def __repr__(self) -> str:
+        return f"PrefixCache(max_bytes={self.max_bytes}, keep_levels={self.keep_levels})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"max_bytes": self.max_bytes, "keep_levels": self.keep_levels}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.max_bytes, self.keep_levels = state["max_bytes"], state["keep_levels"]
+        self._reset()
+
+    def warn_of_dropout(self) -> None:
+        """Say once that dropout makes the prefix random, so that nothing can be kept."""
+        if not self.has_warned:
+            self.has_warned = True
+            warnings.warn(
+                "the prefix cache is bypassed: dropout between frozen layers makes their output "
+                'random; freeze(..., dropout="off") stops it',
+                stacklevel=2,
+            )
+
+    def serve(
+        self,
+        rows: Rows,
+        prefix: Sequence[Sequence[Tensor]],
+        form: tuple[Hashable, ...],
+        run: RunLayers,
+    ) -> tuple[Rows, Tensor, Tensor]:
+        """The outputs of a prefix, looked up or computed.
+
+        Args:
+            rows: The input.
+            prefix: The weights of each layer of the prefix, of at least one.
+            form: All else that outputs depend on besides the sample.
+            run: Runs a range of layers.
+
+        Returns:
+            Output rows, h (depth * D, B, P) and c (depth * D, B, H).
+        """
+        seats, depth = seats_of(rows), len(prefix)
+        contexts = _contexts(prefix, form)
+        keys = [
+            [(context, length, content) for context in contexts]
+            for length, content in zip(seats.lengths, contents(rows, seats), strict=True)
+        ]
+        found = [self._deepest(k) for k in keys]
+        hits = sum(level == depth for level, _ in found)
+        self._hits += hits
+        self._misses += len(found) - hits
+        if not any(level for level, _ in found):
+            return self._compute(rows, seats, [], keys, 0, depth, run)
+        ready: dict[int, tuple[Tensor, ...]] = {
+            b: e[:3] for b, (level, e) in enumerate(found) if e is not None and level == depth
+        }
+        for level in sorted({level for level, _ in found} - {depth}):
+            members = [b for b, (at, _) in enumerate(found) if at == level]
+            prior = [entry for b in members if (entry := found[b][1]) is not None]
+            every = [] if level else copies(rows.data, seats)
+            inputs = [e.output for e in prior] if level else [every[b]() for b in members]
+            some, places = rows_of(inputs, rows)
+            group = [keys[b] for b in members]
+            output, h, c = self._compute(some, places, prior, group, level, depth, run)
+            parts = zip(copies(output.data, places), h.unbind(1), c.unbind(1), strict=True)
+            ready |= {b: (x(), *states) for b, (x, *states) in zip(members, parts, strict=True)}
+        outputs, *finals = zip(*(ready[b] for b in range(len(found))), strict=True)
+        h, c = (torch.stack(states, 1) for states in finals)
+        return rows.with_data(joined(outputs, seats)), h, c
+
+    def _deepest(self, keys: Sequence[Hashable]) -> tuple[int, Entry | None]:
+        """The deepest level that is kept of a sample, and what is kept there."""
+        for level in range(len(keys), 0, -1):
+            if (entry := self._entries.get(keys[level - 1])) is not None:
+                self._entries.move_to_end(keys[level - 1])
+                return level, entry
+        return 0, None
+
+    def _compute(
+        self,
+        rows: Rows,
+        seats: Seats,
+        prior: Sequence[Entry],
+        keys: Sequence[Sequence[Hashable]],
+        level: int,
+        depth: int,
+        run: RunLayers,
+    ) -> tuple[Rows, Tensor, Tensor]:
+        """Run the layers from a level up to the depth, and keep what is to be kept."""
+        h = [torch.stack([e.h for e in prior], 1)] if level else []
+        c = [torch.stack([e.c for e in prior], 1)] if level else []
+        for stop in (*(x for x in self.keep_levels if level < x < depth), depth):
+            rows, finals = run(rows, level, stop)
+            h = [torch.cat([*h, *(state for state, _ in finals)])]
+            c = [torch.cat([*c, *(state for _, state in finals)])]
+            self._keep([k[stop - 1] for k in keys], rows, seats, h[0], c[0], passing=stop < depth)
+            level = stop
+        return rows, h[0], c[0]
+
+    def _keep(
+        self,
+        keys: Sequence[Hashable],
+        rows: Rows,
+        seats: Seats,
+        h: Tensor,
+        c: Tensor,
+        passing: bool,
+    ) -> None:
+        """Keep samples; what is kept in passing displaces nothing and leaves first."""
+        row = rows.data.shape[-1] * rows.data.element_size()
+        states = (h.nbytes + c.nbytes) // len(keys)
+        # What inference mode makes could not be used in training later, except as a copy made here.
+        with torch.inference_mode(False), torch.no_grad():
+            outputs = copies(rows.data, seats)
+            samples = zip(keys, seats.lengths, outputs, h.unbind(1), c.unbind(1), strict=True)
+            for key, length, output, h_n, c_n in samples:
+                nbytes = length * row + states
+                if key in self._entries or not self._make_room(nbytes, passing):
+                    continue
+                self._entries[key] = Entry(output(), h_n.clone(), c_n.clone(), nbytes)
+                self._entries.move_to_end(key, last=not passing)
+                self._bytes += nbytes
+
+    def _make_room(self, nbytes: int, passing: bool) -> bool:
+        """Whether there is room now, if need be that of the least recently used."""
+        if nbytes > self.max_bytes - (self._bytes if passing else 0):
+            return False
+        while self._bytes + nbytes > self.max_bytes:
+            self._bytes -= self._entries.popitem(last=False)[1].nbytes
+            self._evictions += 1
+        return True
+
+
+def _contexts(
+    prefix: Sequence[Sequence[Tensor]], form: tuple[Hashable, ...]
+) -> list[tuple[Hashable, ...]]:
+    """For each depth up to that of the prefix, all that outputs depend on but the sample."""
+    prints = iter(fingerprints([w for weights in prefix for w in weights]))
+    contexts, known = [], form
+    for weights in prefix:
+        known = (*known, *(next(prints) for _ in weights))
+        contexts.append(known)
+    return contexts
+
+
+def _at_least(least: int, value: int, argument: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"`{argument}` must be of integers, got {value!r}")
+    if value < least:
+        raise ValueError(f"`{argument}` must be at least {least}, got {value}")
+    return int(value)

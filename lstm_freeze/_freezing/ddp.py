@@ -1,0 +1,84 @@
+"""What DistributedDataParallel allows to be frozen and unfrozen once it has wrapped a module."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .._model import Tree, inner_name
+
+# The parameters that were trainable when they were frozen through a DDP object.
+_trained: weakref.WeakKeyDictionary[DistributedDataParallel, WeakIdKeyDictionary] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def ddp_of(module: nn.Module) -> DistributedDataParallel | None:
+    """The DDP object that was given, possibly inside or around other wrappers."""
+    while not isinstance(module, DistributedDataParallel):
+        if (name := inner_name(module)) is None:
+            return None
+        module = module.get_submodule(name)
+    return module
+
+
+def require_reducible(
+    ddp: DistributedDataParallel, tree: Tree, unfrozen: Mapping[str, nn.Parameter]
+) -> None:
+    """Raise ValueError if the reducer may not hold a parameter that is to be trainable."""
+    count = ddp._get_ddp_logging_data()["num_parameter_tensors"]  # type: ignore[no-untyped-call]
+    if count == len(tree.distinct()):
+        return
+    known = _trained.get(ddp, WeakIdKeyDictionary())
+    # What trained may have been unfrozen behind DDP's back, so the reducer itself is asked too.
+    buckets = ddp.reducer._get_zeros_like_grad_buckets()
+    reduced = {id(p) for bucket in buckets for p in bucket.parameters()}
+    for name, parameter in unfrozen.items():
+        trained = parameter.requires_grad or parameter in known
+        if not (trained and id(parameter) in reduced):
+            raise ValueError(
+                f"unfreezing {name!r} under DDP: it was frozen when DDP wrapped the module (or by "
+                "hand since), so its gradients would stay local and the ranks would drift apart; "
+                "wrap the module while all that will ever train is trainable, and then call "
+                "freeze(...) with the DDP object"
+            )
+
+
+def warn_unused(ddp: DistributedDataParallel, stacklevel: int) -> None:
+    """Warn if DDP will wait for gradients that frozen parameters never get."""
+    if not ddp.find_unused_parameters or ddp.static_graph:
+        warnings.warn(
+            "freezing or unfreezing under DDP without find_unused_parameters=True (or with "
+            "static_graph=True): DDP waits for the gradients of frozen parameters and raises in "
+            "the next backward pass; wrap with "
+            "DistributedDataParallel(module, find_unused_parameters=True)",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def remember_trainable(ddp: DistributedDataParallel, parameters: Iterable[nn.Parameter]) -> None:
+    """Note parameters that are trainable under this DDP object and about to be frozen."""
+    known = _trained.setdefault(ddp, WeakIdKeyDictionary())
+    for parameter in parameters:
+        known[parameter] = True
+
+
+@torch.no_grad()
+def align_buffers(ddp: DistributedDataParallel, modules: Iterable[nn.Module]) -> None:
+    """Give every rank rank 0's buffers of these modules, which are about to be frozen.
+
+    Each rank moves its own running statistics, and DDP overwrites them with rank 0's in the next
+    forward pass: what is frozen must already be that. Every rank has to come here.
+    """
+    if ddp.broadcast_buffers:
+        source = dist.get_global_rank(ddp.process_group, 0)
+        for module in modules:
+            for buffer in module.buffers(recurse=False):
+                dist.broadcast(buffer, source, group=ddp.process_group)

@@ -1,0 +1,18 @@
+"""A module seen as names: its tree, its RNNs, targets and selections."""
+
+from .selection import Selection as Selection
+from .selection import Target as Target
+from .selection import as_targets as as_targets
+from .selection import select as select
+from .selection import select_in as select_in
+from .targets import Layers as Layers
+from .targets import Names as Names
+from .targets import quote as quote
+from .targets import resolve as resolve
+from .tree import Part as Part
+from .tree import Tree as Tree
+from .tree import inner_name as inner_name
+from .tree import join as join
+from .tree import numel as numel
+from .tree import rewrite as rewrite
+from .tree import within as within

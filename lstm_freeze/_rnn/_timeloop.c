@@ -1,0 +1,445 @@
+/* The time loop of an LSTM layer, forward and backward, for float32 on the CPU.
+ *
+ * Knows nothing of torch: it is given addresses and sizes. lstm_freeze/_native.py builds the calls
+ * and says what each address must hold; without this extension _stepping.py does the same in torch
+ * operations.
+ *
+ * Directions are independent of each other, and so are the sequences of a batch: each thread walks
+ * through all steps with its own direction and sequences, and threads never wait for one another
+ * within a call. Weights are packed once a call into panels, columns side by side, that the
+ * innermost loop reads from end to end.
+ *
+ * A sequence's result depends on that sequence alone, never on its place in the batch, the number of
+ * sequences or threads, or the alignment: every sum is taken in one order, and the loops hold
+ * nothing but IEEE operations, each rounded as it is written, so a lane of a vector and the scalar
+ * tail of a loop give the same bits. Hence no fast-math, no call of libm, and fused multiply-adds
+ * only where they are spelled out.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <pyconfig.h>
+#ifndef Py_GIL_DISABLED /* the free-threaded builds have no limited API */
+#define Py_LIMITED_API 0x030A0000
+#endif
+#include <Python.h>
+
+#include <float.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../_threads.h"
+
+/* Fail to build rather than round differently; the torch path then serves. */
+#if defined(__FAST_MATH__) || (defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0)
+#error "float arithmetic must be IEEE single precision"
+#endif
+
+#if !defined(__GNUC__) && !defined(__clang__)
+#error "needs the vector types of GCC or clang"
+#endif
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif /* GCC has no such pragma: -ffp-contract=off is in pyproject.toml */
+
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+/* ---- exp, sigmoid, tanh ------------------------------------------------------------------- */
+
+/* a * b + c, rounded once where the processor has the instruction, else twice. `fused` is a
+ * constant of each instruction set, known when the loops are compiled. */
+INLINE float multiply_add(float a, float b, float c, int fused) {
+    return fused ? __builtin_fmaf(a, b, c) : a * b + c;
+}
+
+INLINE uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+INLINE float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+#define SIGN 0x80000000u
+#define ROUND 12582912.0f /* 1.5 * 2^23: adding it leaves an integer in the lowest bits */
+#define LOG2_E 1.44269504f
+#define LN2_HIGH 0.693145752f /* 15 bits: an exact product with any exponent */
+#define LN2_LOW 1.42860677e-6f
+
+/* exp(t) = (1 + excess) * 2^n; `rounded` holds n in its lowest bits. */
+typedef struct {
+    float excess, rounded;
+} Exponential;
+
+INLINE Exponential exponential(float t, int fused) {
+    float rounded = multiply_add(t, LOG2_E, ROUND, fused);
+    float n = rounded - ROUND;
+    float r = multiply_add(-n, LN2_LOW, multiply_add(-n, LN2_HIGH, t, fused), fused);
+    /* exp(r) - 1 for |r| <= ln(2) / 2: minimax, relative error 1.4e-8 before rounding. */
+    float square = r * r;
+    float low = multiply_add(0x1.5554aep-3f, r, 0x1.fffffep-2f, fused);
+    float high = multiply_add(0x1.122886p-7f, r, 0x1.555676p-5f, fused);
+    high = multiply_add(square, 0x1.6bebdap-10f, high, fused);
+    low = multiply_add(square, high, low, fused);
+    return (Exponential){multiply_add(low, square, r, fused), rounded};
+}
+
+INLINE float power_of_two(float rounded, uint32_t bias) {
+    return float_of((bits_of(rounded) + bias) << 23);
+}
+
+/* 1 / (1 + e) or, where x < 0, e / (1 + e), with e = exp(-|x|): nothing overflows. A NaN is neither
+ * less nor greater than anything, so it passes every selection and stays one. */
+INLINE float sigmoid(float x, int fused) {
+    float t = float_of(bits_of(x) | SIGN);
+    Exponential of_t = exponential(t, fused);
+    float scale = power_of_two(of_t.rounded, 127 + 64); /* e may be denormal, its scale may not */
+    float e = multiply_add(of_t.excess, scale, scale, fused) * 0x1p-64f;
+    e = t < -104.0f ? 0.0f : e;
+    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+/* expm1(2|x|) / (expm1(2|x|) + 2), with the sign of x: accurate near 0, and never inf / inf. */
+INLINE float hyperbolic_tangent(float x, int fused) {
+    uint32_t sign = bits_of(x) & SIGN;
+    float a = float_of(bits_of(x) ^ sign);
+    Exponential of_t = exponential(a + a, fused);
+    float scale = power_of_two(of_t.rounded, 127);
+    float e = multiply_add(of_t.excess, scale, scale - 1.0f, fused);
+    float result = a > 10.0f ? 1.0f : e / (e + 2.0f); /* it rounds to 1 from 9.02 on */
+    return float_of(bits_of(result) | sign);
+}
+
+/* ---- what a call is given ------------------------------------------------------------------- */
+
+/* Where an operand (D, rows, F) lies: rows are dense, `direction` floats lie between directions. */
+typedef struct {
+    float *data;
+    int64_t direction;
+} Operand;
+
+/* Which rows belong to which step. Rows lie step after step; step t has sizes[t] of them, or `batch`
+ * where `sizes` is null. */
+typedef struct {
+    int64_t first, steps; /* the first step of this call and their number */
+    int64_t batch;        /* sequences: the rows of the first step of all */
+    const int64_t *sizes;
+} Steps;
+
+/* hidden (D, batch + N, P) and cells (D, batch + N, H) hold the initial state in their first rows. */
+typedef struct {
+    int64_t directions, hidden_size, state_size; /* D, H, P */
+    Steps steps;
+    int64_t row;    /* the first row of the first step */
+    int64_t before; /* the first row of the state before it, in `hidden` */
+    int64_t base;   /* the row that `gates` begins with */
+    int64_t keep;   /* if 0, gates are not written and `cells` is one state, updated in place */
+    Operand gates;  /* (D, rows, 4H) the input's part; receives the activations */
+    Operand hidden, cells;
+    Operand squashed; /* (D, batch, H) scratch of a projection */
+    Operand weight_hh, weight_hr; /* panels; weight_hr.data is null without a projection */
+} Forward;
+
+typedef struct {
+    int64_t directions, hidden_size, state_size;
+    Steps steps;
+    int64_t row; /* the row after the last step's last */
+    Operand gates, cells;
+    Operand dh;     /* (D, N, P) the outputs' gradient; with a projection, receives the whole one */
+    Operand dh_n;   /* (D, batch, P) of the final hidden states */
+    Operand dc;     /* (D, batch, H) of the final cell states; receives that of the initial ones */
+    Operand dgates; /* (D, N, 4H) receives that of the pre-activations */
+    Operand weight_hh, weight_hr;
+} Backward;
+
+typedef struct {
+    int64_t gates, units, depth; /* the matrix is (gates * units, depth), with these strides: */
+    int64_t of_row, of_column;
+    const float *data;
+    float *panels;
+} Packing;
+
+INLINE float *at(Operand operand, int64_t d, int64_t row, int64_t width) {
+    return operand.data + d * operand.direction + row * width;
+}
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE int64_t rows_of(const Steps *s, int64_t step) {
+    return s->sizes ? s->sizes[step] : s->batch;
+}
+
+/* ---- the loops, once for each instruction set, chosen when the module loads ------------------ */
+
+#define MOST_ROWS 6     /* rows of a tile of the product */
+#define MOST_PANELS 4   /* panels of a tile; a multiple of them makes a full tile of gates */
+#define CHUNK 48        /* rows that one panel serves while it is in the first cache */
+#define DEPTH_BLOCK 256 /* the same for the depth of the product */
+
+/* The loops touch each element at one place, in order, whatever is in place of what. */
+#if defined(__clang__)
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
+typedef struct {
+    const char *name;
+    int64_t lanes;
+    void (*pack)(const Packing *, int64_t);
+    void (*forward)(const Forward *, int64_t, int64_t, int64_t);
+    void (*backward)(const Backward *, int64_t, int64_t, int64_t);
+} Level;
+
+#if defined(__aarch64__)
+#define LEVEL neon
+#define TARGET
+#define LANES 4
+#define TILE 24 /* vectors of sums that leave room among the registers */
+#define FUSED 1
+#define VECTOR_MULTIPLY_ADD(a, b, c) vfmaq_f32(c, a, b)
+#else
+#define LEVEL baseline
+#define TARGET
+#define LANES 4
+#define TILE 12
+#define FUSED 0
+#define VECTOR_MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
+#endif
+#include "_timeloop_level.h"
+
+#if defined(__x86_64__)
+#define LEVEL avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define LANES 8
+#define TILE 12
+#define FUSED 1
+#define VECTOR_MULTIPLY_ADD(a, b, c) (VECTOR) _mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c))
+#include "_timeloop_level.h"
+
+#define LEVEL avx512f
+#define TARGET __attribute__((target("avx512f,avx2,fma")))
+#define LANES 16
+#define TILE 24
+#define FUSED 1
+#define VECTOR_MULTIPLY_ADD(a, b, c) (VECTOR) _mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c))
+#include "_timeloop_level.h"
+#endif
+
+#define LEVEL_ENTRY(level, lanes) {#level, lanes, pack_##level, forward_##level, backward_##level}
+
+static const Level LEVELS[] = {
+#if defined(__aarch64__)
+    LEVEL_ENTRY(neon, 4),
+#else
+    LEVEL_ENTRY(baseline, 4),
+#endif
+#if defined(__x86_64__)
+    LEVEL_ENTRY(avx2, 8),
+    LEVEL_ENTRY(avx512f, 16),
+#endif
+};
+
+/* How many of LEVELS this processor runs; the last of them is the fastest. */
+static int usable_levels(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+        return 1;
+    return __builtin_cpu_supports("avx512f") ? 3 : 2;
+#else
+    return 1;
+#endif
+}
+
+static const Level *current;
+
+/* ---- threads ------------------------------------------------------------------------------- */
+
+/* A call's work: `parts` ranges of sequences for each direction. */
+typedef struct {
+    const void *job;
+    const Steps *steps;
+    int64_t parts;
+} Ranges;
+
+#define FEWEST_ROWS 4 /* of a part: fewer waste what is read of the weights */
+
+static Ranges ranges(const void *job, const Steps *steps, int64_t directions, int64_t threads) {
+    int64_t parts = smaller((threads + directions - 1) / directions, steps->batch / FEWEST_ROWS);
+    return (Ranges){job, steps, parts > 1 ? parts : 1};
+}
+
+/* The first sequence of a part: parts have about the same number of rows over all steps. */
+static int64_t bound(const Ranges *r, int64_t part) {
+    const Steps *s = r->steps;
+    int64_t last = s->first + s->steps, all = 0, rows = 0, sequence = 0;
+    if (part == 0 || part == r->parts)
+        return part ? s->batch : 0;
+    if (!s->sizes)
+        return s->batch * part / r->parts;
+    for (int64_t t = s->first; t < last; t++)
+        all += s->sizes[t];
+    while (rows * r->parts < all * part) {
+        while (s->sizes[last - 1] <= sequence)
+            last--;
+        rows += last - s->first;
+        sequence++;
+    }
+    return sequence;
+}
+
+static void forward_unit(const void *argument, int64_t unit) {
+    const Ranges *r = argument;
+    int64_t part = unit % r->parts;
+    current->forward(r->job, unit / r->parts, bound(r, part), bound(r, part + 1));
+}
+
+static void backward_unit(const void *argument, int64_t unit) {
+    const Ranges *r = argument;
+    int64_t part = unit % r->parts;
+    current->backward(r->job, unit / r->parts, bound(r, part), bound(r, part + 1));
+}
+
+static void pack_unit(const void *job, int64_t panel) { current->pack(job, panel); }
+
+/* ---- the module --------------------------------------------------------------------------- */
+
+/* Reads (threads: int, job: bytes, owners: object). The owners are not looked at: they keep the
+ * memory alive as long as the call. */
+static int read_call(PyObject *const *args, Py_ssize_t count, void *job, Py_ssize_t size,
+                     int64_t *threads) {
+    char *bytes;
+    Py_ssize_t length;
+    if (count != 3) {
+        PyErr_Format(PyExc_TypeError, "expected 3 arguments, got %zd", count);
+        return -1;
+    }
+    *threads = PyLong_AsLongLong(args[0]);
+    if ((*threads == -1 && PyErr_Occurred()) || PyBytes_AsStringAndSize(args[1], &bytes, &length) < 0)
+        return -1;
+    if (length != size) {
+        PyErr_Format(PyExc_ValueError, "expected a job of %zd bytes, got %zd", size, length);
+        return -1;
+    }
+    memcpy(job, bytes, (size_t)size);
+    return 0;
+}
+
+static PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    Packing job;
+    int64_t threads;
+    (void)module;
+    if (read_call(args, count, &job, sizeof job, &threads) < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    run_units(&job, pack_unit, (job.units + current->lanes - 1) / current->lanes, threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *forward(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    Forward job;
+    int64_t threads;
+    (void)module;
+    if (read_call(args, count, &job, sizeof job, &threads) < 0)
+        return NULL;
+    Ranges r = ranges(&job, &job.steps, job.directions, threads);
+    Py_BEGIN_ALLOW_THREADS
+    run_units(&r, forward_unit, job.directions * r.parts, threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *backward(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    Backward job;
+    int64_t threads;
+    (void)module;
+    if (read_call(args, count, &job, sizeof job, &threads) < 0)
+        return NULL;
+    Ranges r = ranges(&job, &job.steps, job.directions, threads);
+    Py_BEGIN_ALLOW_THREADS
+    run_units(&r, backward_unit, job.directions * r.parts, threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *lanes(PyObject *module, PyObject *none) {
+    (void)module;
+    (void)none;
+    return PyLong_FromLongLong(current->lanes);
+}
+
+static PyObject *levels(PyObject *module, PyObject *none) {
+    PyObject *names = PyTuple_New(usable_levels());
+    (void)module;
+    (void)none;
+    for (int k = 0; names && k < usable_levels(); k++) {
+        PyObject *name = PyUnicode_FromString(LEVELS[k].name);
+        if (!name || PyTuple_SetItem(names, k, name) < 0) {
+            Py_DECREF(names);
+            return NULL;
+        }
+    }
+    return names;
+}
+
+static PyObject *use(PyObject *module, PyObject *name) {
+    (void)module;
+    if (!PyUnicode_Check(name)) {
+        PyErr_SetString(PyExc_TypeError, "the level must be a string");
+        return NULL;
+    }
+    for (int k = 0; k < usable_levels(); k++)
+        if (PyUnicode_CompareWithASCIIString(name, LEVELS[k].name) == 0) {
+            PyObject *before = PyUnicode_FromString(current->name);
+            if (before)
+                current = &LEVELS[k];
+            return before;
+        }
+    PyErr_Format(PyExc_ValueError, "this processor has no level %R", name);
+    return NULL;
+}
+
+static PyMethodDef METHODS[] = {
+    {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL, "pack(threads, job, owners)"},
+    {"forward", (PyCFunction)(void (*)(void))forward, METH_FASTCALL, "forward(threads, job, owners)"},
+    {"backward", (PyCFunction)(void (*)(void))backward, METH_FASTCALL,
+     "backward(threads, job, owners)"},
+    SHARE_THREADS,
+    {"lanes", lanes, METH_NOARGS, "The columns of a panel."},
+    {"levels", levels, METH_NOARGS, "The instruction sets that this processor can run."},
+    {"use", use, METH_O, "Choose one of levels(); returns the name of the one in use before."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int start(PyObject *module) {
+    current = &LEVELS[usable_levels() - 1];
+    /* Counts the changes of the calls above: an extension left over from another version of the
+     * package must not be called. */
+    return PyModule_AddIntConstant(module, "INTERFACE", 1);
+}
+
+static PyModuleDef_Slot SLOTS[] = {
+    {Py_mod_exec, (void *)start},
+#ifdef Py_GIL_DISABLED
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef MODULE = {
+    PyModuleDef_HEAD_INIT, "_timeloop", "The time loop of an LSTM layer.", 0, METHODS, SLOTS, NULL,
+    NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__timeloop(void) { return PyModuleDef_Init(&MODULE); }

@@ -1,0 +1,176 @@
+"""What BiLSTM can be built and called with: nn.LSTM's rules, and its exception types."""
+
+from __future__ import annotations
+
+import numbers
+import warnings
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from .rows import unpermuted
+
+_MISREAD = (AttributeError, IndexError, KeyError, TypeError)
+
+
+def check_options(
+    *,
+    input_size: Any,
+    hidden_size: Any,
+    num_layers: Any,
+    bias: Any,
+    batch_first: Any,
+    dropout: Any,
+    bidirectional: Any,
+    proj_size: Any,
+    stacklevel: int,
+) -> None:
+    """Raises, and warns of dropout that has no effect, as nn.LSTM's constructor does."""
+    required = "dropout should be a number in range [0, 1]"
+    try:
+        float(dropout)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{required}, got {dropout!r}: {error}") from None
+    if (
+        isinstance(dropout, bool)
+        or not isinstance(dropout, numbers.Number)
+        or not 0 <= dropout <= 1  # type: ignore[operator]
+    ):
+        raise ValueError(
+            f"{required} representing the probability of an element being zeroed, got {dropout!r}"
+        )
+    if not isinstance(num_layers, int):
+        raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
+    if dropout > 0 and num_layers == 1:  # type: ignore[operator]
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
+            f"expects num_layers greater than 1, but got dropout={dropout} and "
+            f"num_layers={num_layers}",
+            stacklevel=stacklevel + 1,
+        )
+    for name, value, kind in (
+        ("bias", bias, bool),
+        ("batch_first", batch_first, bool),
+        ("input_size", input_size, int),
+        ("hidden_size", hidden_size, int),
+    ):
+        if not isinstance(value, kind):
+            given = type(value).__name__
+            raise TypeError(f"{name} should be of type {kind.__name__}, got: {given}")
+        if kind is int and value <= 0:
+            raise ValueError(f"{name} must be greater than zero, got {value}")
+    # Any integer, as nn.LSTM takes them.
+    for name, value in (("bidirectional", bidirectional), ("proj_size", proj_size)):
+        if not isinstance(value, SupportsIndex):
+            wanted = "bool" if name == "bidirectional" else "int"
+            raise TypeError(f"{name} should be of type {wanted}, got: {type(value).__name__}")
+    if num_layers <= 0:
+        raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+    if proj_size < 0:
+        raise ValueError(
+            f"proj_size should be a positive integer or zero to disable projections, "
+            f"got {proj_size}"
+        )
+    if proj_size >= hidden_size:
+        raise ValueError(
+            "proj_size has to be smaller than hidden_size, got "
+            f"proj_size={proj_size} and hidden_size={hidden_size}"
+        )
+
+
+def check_is_tensor(input: Any) -> None:
+    """Raises where the input is neither a PackedSequence nor a dense tensor."""
+    if not isinstance(input, Tensor):
+        raise AttributeError(
+            f"input must be a Tensor or a PackedSequence, got {type(input).__name__}"
+        )
+    if input.layout is not torch.strided:
+        raise RuntimeError(
+            f"input must be dense, got a sparse tensor ({input.layout}): pass input.to_dense()"
+        )
+
+
+def dense_states(hx: Any, is_batched: bool) -> tuple[Tensor, Tensor]:
+    """The initial states for dense input, as 3-D tensors."""
+    kind, rank = ("batched 3-D", 3) if is_batched else ("unbatched 2-D", 2)
+    try:
+        ranks = hx[0].dim(), hx[1].dim()
+    except _MISREAD as error:
+        raise _with_requirement(error, hx) from None
+    if ranks != (rank, rank):
+        raise RuntimeError(
+            f"For {kind} input, hx and cx should also be {rank}-D but got "
+            f"({ranks[0]}-D, {ranks[1]}-D) tensors"
+        )
+    return hx if is_batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+
+
+def packed_states(
+    hx: Any, sizes: tuple[tuple[int, int, int], ...], permutation: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The initial states for packed input, in the order of its sequences."""
+    if permutation is None:
+        return _packed_pair(hx, sizes)
+    try:
+        pair = hx[0], hx[1]
+        pair[0].index_select, pair[1].index_select
+    except _MISREAD as error:
+        raise _with_requirement(error, hx) from None
+    return unpermuted(_packed_pair(pair, sizes), permutation)
+
+
+def _packed_pair(hx: Any, sizes: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, Tensor]:
+    pair = two_states(hx)
+    for k, (state, size) in enumerate(zip(pair, sizes, strict=True)):
+        if state.dim() != 3:
+            raise IndexError(
+                f"hx must hold 3-D tensors for packed input: expected hidden[{k}] size {size}, "
+                f"got {list(state.shape)}"
+            )
+        check_state_size(state, size, f"Expected hidden[{k}] size {{}}, got {{}}")
+    return pair
+
+
+def two_states(hx: Any) -> tuple[Tensor, Tensor]:
+    """`hx` where it is a tuple or list of two tensors."""
+    if not isinstance(hx, (tuple, list)) or not all(isinstance(x, Tensor) for x in hx):
+        raise TypeError(f"hx must be a tuple of two Tensors (h_0, c_0), got {_described(hx)}")
+    if len(hx) != 2:
+        raise RuntimeError(f"lstm expects two hidden states, hx = (h_0, c_0), got {len(hx)}")
+    return hx  # type: ignore[return-value]
+
+
+def check_state_size(state: Tensor, expected: tuple[int, int, int], message: str) -> None:
+    """Raises where a state does not have the expected size."""
+    if state.size() != expected:
+        raise RuntimeError(message.format(expected, list(state.size())))
+
+
+def dtype_message(given: torch.dtype, expected: torch.dtype) -> str:
+    """What is wrong with an input's dtype, and the remedy."""
+    return (
+        f"RNN input dtype ({given}) does not match weight dtype ({expected}). Convert input: "
+        f"input.to({expected}), or convert model: model.to({given})"
+    )
+
+
+def device_message(what: str, given: torch.device, other: str, expected: torch.device) -> str:
+    """What is wrong with a tensor's device, and the remedy."""
+    return (
+        f"{what} and {other} tensors are not at the same device, found {what.lower()} tensor at "
+        f"{given} and {other} tensor at {expected}: move one of them"
+    )
+
+
+def _with_requirement(error: Exception, hx: Any) -> Exception:
+    return type(error)(
+        f"hx must be a tuple of two tensors (h_0, c_0), got {_described(hx)}: {error}"
+    )
+
+
+def _described(hx: Any) -> str:
+    kind = type(hx).__name__
+    if not isinstance(hx, (tuple, list)):
+        return kind
+    return f"{kind} of ({', '.join(type(x).__name__ for x in hx)})"

@@ -1,0 +1,118 @@
+"""One RNN module's content moved into a module of another class, alone or inside a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .._model import inner_name
+
+Module = TypeVar("Module", bound=nn.Module)
+
+_CONTENT = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+# What nn.RNNBase derives from its parameters, and a compiled call bound to the module it is for.
+_BOUND = (
+    "_flat_weights",
+    "_flat_weights_names",
+    "_all_weights",
+    "_flat_weight_refs",
+    "_compiled_call_impl",
+)
+
+
+def adopt(target: Module, source: nn.Module, share_hooks: bool, skip: tuple[str, ...]) -> Module:
+    """Gives `target` everything `source` has but the attributes in `skip`.
+
+    Parameters, buffers, submodules and parametrizations are the same objects. With `share_hooks`
+    the hook registries are too: handles the user holds then remove hooks from both modules, and
+    hooks registered on one run on both.
+    """
+    for name, value in vars(source).items():
+        if name in _BOUND or name in skip:
+            continue
+        registry = type(value) in (dict, OrderedDict, set) and name.startswith("_")
+        if registry and (name in _CONTENT or not share_hooks):
+            value = value.copy()
+        vars(target)[name] = value
+    hooks = vars(target).get("_load_state_dict_pre_hooks", {})
+    for key, hook in hooks.items():
+        if getattr(hook, "with_module", False):
+            hooks[key] = type(hook)(hook.hook, target)
+    if parametrize.is_parametrized(source):
+        _share_parametrizations(target, source)
+    return target
+
+
+def _share_parametrizations(target: nn.Module, source: nn.Module) -> None:
+    # register_parametrization would run the parametrizations and make new Parameters.
+    shared: Any = source.parametrizations
+    del target._modules["parametrizations"]
+    parametrize._inject_new_class(target)
+    target.parametrizations = nn.ModuleDict(dict(shared.items()))
+    for name in shared:
+        parametrize._inject_property(target, name)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether the module is of this very class, parametrised or not."""
+    return parametrize.type_before_parametrizations(module) is kind
+
+
+def swap_lstms(
+    model: nn.Module, convert: Callable[[nn.LSTM], nn.Module], stacklevel: int
+) -> tuple[str, ...]:
+    """Puts `convert(lstm)` in the place of every nn.LSTM inside `model`; returns their paths.
+
+    A module that stands in several places is converted once.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, nn.LSTM):
+        raise ValueError(
+            "model must contain nn.LSTM modules, got an nn.LSTM itself, which cannot be replaced "
+            "in place: use BiLSTM.from_lstm(model)"
+        )
+    _refuse_wrapped(model)
+    places: dict[str, tuple[nn.Module, str, nn.LSTM]] = {}
+    subclassed: dict[str, str] = {}
+    for path, parent in model.named_modules(remove_duplicate=False):
+        for name, child in parent._modules.items():
+            if not isinstance(child, nn.LSTM):
+                continue
+            child_path = f"{path}.{name}" if path else name
+            if is_plain(child, nn.LSTM):
+                places[child_path] = parent, name, child
+            else:
+                subclassed[child_path] = type(child).__name__
+    converted: dict[nn.LSTM, nn.Module] = {}
+    for parent, name, lstm in places.values():
+        if lstm not in converted:
+            converted[lstm] = convert(lstm)
+        parent._modules[name] = converted[lstm]
+    for path, kind in subclassed.items():
+        warnings.warn(
+            f"{path!r} is a {kind}, a subclass of nn.LSTM that may do more than nn.LSTM: left as "
+            "it is; put a BiLSTM there by hand if its forward is nn.LSTM's",
+            stacklevel=stacklevel,
+        )
+    return tuple(places)
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        where = f"model.{path}" if path else "model"
+        if inner_name(module) is not None:
+            raise ValueError(
+                f"model must not be wrapped yet, but {where} is a {type(module).__name__}, which "
+                "already holds on to the nn.LSTM modules: call replace_lstm before wrapping"
+            )
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise ValueError(
+                f"model must not be compiled yet, but {where}.compile() was called: call "
+                "replace_lstm before compiling"
+            )

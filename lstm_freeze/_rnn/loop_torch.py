@@ -1,0 +1,237 @@
+"""The time loop of an LSTM layer in torch operations: any dtype, any device.
+
+`loop_native` has the same two for float32 on the CPU. Shapes are written as in `layer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .rows import Run, bounds, previous_rows
+from .weights import Gradients, State, Weights, gate_views
+
+# From this many multiplications on, a step's product per direction is no slower than one for both.
+_SEPARATE_PRODUCTS = 2**20
+
+
+def _steps(tensor: Tensor, run: Run, first: int = 0) -> tuple[Tensor, ...]:
+    """Views (D, B, F) of the steps of a run in (D, rows, F) whose row 0 is row `first`."""
+    start = run.row - first
+    rows = tensor[:, start : start + run.steps * run.batch]
+    return torch.unbind(rows.view(rows.shape[0], run.steps, run.batch, rows.shape[2]), 1)
+
+
+class Forward:
+    """Walks through the time blocks of a layer, all directions at once.
+
+    Args:
+        directions: The weights.
+        state: `gates` holds the input's part of the pre-activations, of all rows or of one block,
+            and receives the activations with `keep`; `hidden` and `cells` begin with the initial
+            state. Without `keep`, `cells` is one state, updated in place.
+        batch: B.
+        batch_sizes: (T,) of packed rows; the blocks say it all here.
+        keep: Whether a backward pass follows.
+    """
+
+    def __init__(
+        self,
+        directions: Sequence[Weights],
+        state: State,
+        batch: int,
+        batch_sizes: Tensor | None,
+        keep: bool,
+    ) -> None:
+        """Prepare the weights and the scratch memory."""
+        gates, hidden, cells = state
+        D, H = cells.shape[0], cells.shape[2]
+        self._state, self._batch, self._keep = state, batch, keep
+        self._weight_hh = torch.stack([w.weight_hh.t() for w in directions])
+        self._weight_hr = [w.weight_hr.t() for w in directions if w.weight_hr is not None]
+        self._scratch = gates.new_empty(D * self._batch * 4 * H)
+        # Transcendental functions treat the tail of a row of memory apart from its body: with and
+        # without `keep`, rows break at the same places.
+        squashed = gates.new_empty(2 if self._weight_hr else 1, D, self._batch + 1, H)
+        self._squashed, self._out = squashed[0], squashed[-1] if self._weight_hr else hidden
+
+    def run(self, block: list[Run], base: int) -> None:
+        """Walk through one block; the first row of `gates` is row `base`."""
+        gates, hidden, cells = self._state
+        D, H, batch = cells.shape[0], cells.shape[2], self._batch
+        for run in block:
+            size, row = run.batch, run.row
+            before = batch + row - run.before if row else 0
+            h = hidden[:, before : before + size]
+            pre = self._scratch[: D * size * 4 * H].view(D, size, 4 * H)
+            cell = self._pointwise(run, before, pre)
+            projected, outputs = _steps(gates, run, base), _steps(hidden[:, batch:], run)
+            for s in range(run.steps):
+                torch.baddbmm(projected[s], h, self._weight_hh, out=pre)
+                cell(s)
+                h = outputs[s]
+                for d, weight in enumerate(self._weight_hr):
+                    torch.mm(self._out[d, :size], weight, out=h[d])
+
+    def _pointwise(self, run: Run, before: int, pre: Tensor) -> Callable[[int], None]:
+        """One step of a run at each call, from the pre-activations in `pre`, (D, B, 4H)."""
+        kept, _, cells = self._state
+        views, size = gate_views(pre), run.batch
+        squashed = self._squashed[:, :size]
+        if self._weight_hr:
+            out: Sequence[Tensor] = [self._out[:, :size]] * run.steps
+        else:
+            out = _steps(self._out[:, self._batch :], run)
+        if self._keep:
+            gates: Sequence[Sequence[Tensor]] = list(
+                zip(*(_steps(view, run) for view in gate_views(kept)), strict=True)
+            )
+            c = [cells[:, before : before + size], *_steps(cells[:, self._batch :], run)]
+        else:
+            gates, c = [views] * run.steps, [cells[:, :size]] * (run.steps + 1)
+
+        def cell(s: int) -> None:
+            both, i, f, g, o = gates[s]
+            torch.sigmoid(views[0], out=both)
+            torch.tanh(views[3], out=g)
+            torch.sigmoid(views[4], out=o)
+            torch.mul(f, c[s], out=c[s + 1])
+            c[s + 1].addcmul_(i, g)
+            torch.tanh(c[s + 1], out=squashed)
+            torch.mul(o, squashed, out=out[s])
+
+        return cell
+
+
+def walk_back(
+    directions: Sequence[Weights],
+    state: State,
+    batch: int,
+    batch_sizes: Tensor | None,
+    grads: Gradients,
+    active: range,
+    blocks: list[list[Run]],
+) -> None:
+    """Walks the active directions of a layer back in time; fills `grads`."""
+    # Matrix products may differ in bits with the alignment of their operands and with what else is
+    # in their batch. So the buffers hold all directions, those not walked as zeros, and a batched
+    # product always multiplies all; where one is large enough, each direction has its own.
+    here = slice(active[0], active[-1] + 1)
+    gates, cells = state.gates[here], state.cells[here]
+    D, N, H = state.gates.shape[0], state.gates.shape[1], cells.shape[2]
+    P = state.hidden.shape[2]
+    weight_hh = torch.stack([w.weight_hh for w in directions])
+    weight_hr = [(d, w) for d in active if (w := directions[d].weight_hr) is not None]
+    index = None if batch_sizes is None else previous_rows(batch_sizes, N).to(gates.device)
+    for d in set(range(D)) - set(active):
+        grads.dgates[d] = 0
+        grads.dh[d] = 0
+    carried, wide = gates.new_empty(D * batch * P), gates.new_empty(D * batch * H)
+    size, dgate, ended = 0, grads.dgates[:, :0], None
+    for block in reversed(blocks):
+        pointwise = _CellGradients.of(gates, cells, grads, here, index, bounds(block))
+        for run in reversed(block):
+            if run.batch > size:
+                ended = grads.dh_n[:, : run.batch].clone()
+                if size:
+                    known = carried[: D * size * P].view(D, size, P)
+                    ended[:, :size] = torch.bmm(dgate, weight_hh, out=known)
+            size = run.batch
+            dh = carried[: D * size * P].view(D, size, P)
+            dm = wide[: D * size * H].view(D, size, H) if weight_hr else dh
+            outs, slots = _steps(grads.dh, run), _steps(grads.dgates, run)
+            cell = pointwise.run(run, dm[here])
+            separate = size * 4 * H * P >= _SEPARATE_PRODUCTS
+            for s in reversed(range(run.steps)):
+                if ended is not None:
+                    torch.add(outs[s], ended, out=dh)
+                    ended = None
+                elif separate:
+                    for d in active:
+                        torch.addmm(outs[s][d], dgate[d], weight_hh[d], out=dh[d])
+                else:
+                    torch.baddbmm(outs[s], dgate, weight_hh, out=dh)
+                if weight_hr:
+                    outs[s].copy_(dh)
+                for d, weight in weight_hr:
+                    torch.mm(dh[d], weight, out=dm[d])
+                cell(s)
+                dgate = slots[s]
+
+
+class _CellGradients(NamedTuple):
+    """The pointwise part of the steps of a block, walked back.
+
+    `dc` holds the gradient of the cell state, replaced step by step. The factors that need no
+    gradient are computed for the whole block at once.
+    """
+
+    gates: Tensor
+    dgates: Tensor
+    dc: Tensor
+    first: int
+    decay: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        gates: Tensor,
+        cells: Tensor,
+        grads: Gradients,
+        here: slice,
+        index: Tensor | None,
+        bounds: tuple[int, int],
+    ) -> _CellGradients:
+        """Prepares the rows within `bounds`; `index` says where their previous states are."""
+        first, last = bounds
+        dgates, dc = grads.dgates[here], grads.dc[here]
+        before = cells[:, first:last] if index is None else cells.index_select(1, index[first:last])
+        decay = _factors(gates, cells[:, dc.shape[1] :], before, dgates, first, last)
+        return cls(gates, dgates, dc, first, decay)
+
+    def run(self, run: Run, dm: Tensor) -> Callable[[int], None]:
+        """One step of a run at each call, given o * tanh(c)'s gradient in `dm`, (D, B, H)."""
+        H, size = self.dc.shape[2], run.batch
+        dc = self.dc[:, :size]
+        by_gate = dc.unsqueeze(2)
+        forget, decay = _steps(self.gates[..., H : 2 * H], run), _steps(self.decay, run, self.first)
+        lower = [
+            slot.view(*slot.shape[:2], 3, H) for slot in _steps(self.dgates[..., : 3 * H], run)
+        ]
+        upper = _steps(self.dgates[..., 3 * H :], run)
+
+        def cell(s: int) -> None:
+            dc.addcmul_(dm, decay[s])
+            lower[s].mul_(by_gate)
+            upper[s].mul_(dm)
+            dc.mul_(forget[s])
+
+        return cell
+
+
+def _factors(
+    gates: Tensor, cells: Tensor, before: Tensor, dgates: Tensor, first: int, last: int
+) -> Tensor:
+    """The factors of the gradients of rows [first, last) that are known without any gradient.
+
+    Those of the pre-activations are written to `dgates` (of i, f, g for the cell's gradient, of o
+    for the hidden state's); returned is that of the cell for the hidden state's gradient.
+    """
+    _, i, f, g, o = gate_views(gates[:, first:last])
+    _, di, df, dg, do = gate_views(dgates[:, first:last])
+    squashed = torch.empty_like(o, memory_format=torch.contiguous_format)
+    for d in range(gates.shape[0]):  # one direction at a time: its bits must not depend on others
+        torch.tanh(cells[d, first:last], out=squashed[d])
+    torch.addcmul(i, i, i, value=-1, out=di)
+    di.mul_(g)
+    torch.addcmul(f, f, f, value=-1, out=df)
+    df.mul_(before)
+    torch.mul(g, g, out=dg)
+    torch.addcmul(i, i, dg, value=-1, out=dg)
+    torch.addcmul(o, o, o, value=-1, out=do)
+    do.mul_(squashed)
+    squashed.mul_(squashed)
+    return torch.addcmul(o, o, squashed, value=-1, out=squashed)

@@ -1,0 +1,59 @@
+"""The dtypes of one call of BiLSTM: what it computes with, and what nn.LSTM's results have."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .rows import Rows
+from .weights import Weights
+
+
+class Precision(NamedTuple):
+    """The dtypes of one call: what inputs are rounded to, the numbers' own, and the results'."""
+
+    rounded: torch.dtype
+    compute: torch.dtype
+    output: torch.dtype
+    cell: torch.dtype
+
+    def admit(self, tensor: Tensor) -> Tensor:
+        """A tensor as the recurrence takes it."""
+        if tensor.dtype == self.rounded == self.compute:
+            return tensor
+        return tensor.to(self.rounded).to(self.compute)
+
+    def admit_all(self, weights: Weights) -> Weights:
+        """All weights as the recurrence takes them."""
+        ih, hh, *rest = weights
+        others = [None if w is None else self.admit(w) for w in rest]
+        return Weights(self.admit(ih), self.admit(hh), *others)
+
+
+def precision_of(
+    weight: Tensor, rows: Rows, hx: tuple[Tensor, Tensor] | None, projected: bool
+) -> Precision:
+    """The dtypes nn.LSTM's results have, autocast included.
+
+    Sixteen-bit numbers are computed with in float32 and rounded where results are.
+    """
+    low = autocast_dtype(weight)
+    if low is None or weight.dtype == torch.float64:
+        reduced = weight.dtype in (torch.bfloat16, torch.float16)
+        compute = torch.float32 if reduced else weight.dtype
+        return Precision(weight.dtype, compute, weight.dtype, weight.dtype)
+    if rows.data.device.type != "cpu" or (rows.batch_sizes is None and not projected):
+        return Precision(low, torch.float32, low, low)
+    cell = torch.promote_types(low, (rows.data if hx is None else hx[1]).dtype)
+    return Precision(low, torch.float32, low if projected else cell, cell)
+
+
+def autocast_dtype(weight: Tensor) -> torch.dtype | None:
+    """The dtype autocast asks for where the weights live, None where it is off."""
+    device = weight.device.type
+    # Asking whether a device has autocast would break the graph that torch 2.6 compiles.
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)

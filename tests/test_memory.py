@@ -1,0 +1,379 @@
+import copy
+import gc
+import multiprocessing
+import pickle
+import random
+import sys
+import threading
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_sequence
+
+from lstm_freeze import BiLSTM, freeze
+from lstm_freeze._rnn import memory
+
+MEGABYTE = 2**20
+LIKE = torch.empty(0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_waits(monkeypatch):
+    gc.collect()  # a module of an earlier test, when it goes, has all memory let go
+    memory._free.clear()
+    monkeypatch.setattr(memory, "_most_lent", 0)
+    monkeypatch.setattr(memory, "_owners", {"a module"})
+    yield
+    memory._free.clear()
+
+
+@pytest.fixture
+def all_is_lent(monkeypatch):
+    """Even what the small layers of these tests work with."""
+    monkeypatch.setattr(memory, "_SMALLEST", 64)
+
+
+def floats(megabytes):
+    """A float32 tensor of so many megabytes."""
+    return memory.empty(LIKE, int(megabytes * MEGABYTE) // 8, 2)
+
+
+def poison():
+    """Write a pattern, NaN as a number, over all memory that waits."""
+    for block, _ in tuple(memory._free.values()):
+        block[:] = b"\xff" * len(block)
+
+
+T, B, FEATURES, H = 7, 3, 5, 13
+
+
+def encoder(**options):
+    torch.manual_seed(0)
+    return BiLSTM(FEATURES, H, num_layers=2, **options)
+
+
+def batch(packed, seed=0, dtype=torch.float32):
+    draw = torch.Generator().manual_seed(seed)
+    if not packed:
+        return torch.randn(T, B, FEATURES, generator=draw, dtype=dtype)
+    lengths = torch.randint(1, T + 1, (B,), generator=draw).tolist()
+    sequences = [torch.randn(length, FEATURES, generator=draw, dtype=dtype) for length in lengths]
+    return pack_sequence(sequences, enforce_sorted=False)
+
+
+def rows(output):
+    return output if isinstance(output, torch.Tensor) else output.data
+
+
+def step(lstm, x, of_output=True):
+    """Output, final states and gradients of one training step."""
+    lstm.zero_grad()
+    output, states = lstm(x)
+    losses = (rows(output),) if of_output else states
+    sum(loss.square().sum() for loss in losses).backward()
+    gradients = [p.grad for p in lstm.parameters() if p.grad is not None]
+    return [rows(output).detach(), *(s.detach() for s in states), *gradients]
+
+
+def without_workspace(monkeypatch, function, *args):
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_SMALLEST", float("inf"))
+        return function(*args)
+
+
+def same(found, expected):
+    assert len(found) == len(expected) > 0
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+def test_memory_comes_back_and_is_lent_again():
+    first = floats(2)
+    address = first.data_ptr()
+    second = floats(2)
+    assert second.data_ptr() != address
+    assert memory.waiting() == 0
+    del first
+    assert memory.waiting() >= 2 * MEGABYTE
+    assert floats(2).data_ptr() == address
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tensor_is_as_new_empty_makes_it(dtype):
+    like = torch.empty(0, dtype=dtype)
+    found, expected = memory.empty(like, 3, 1000, 500), like.new_empty(3, 1000, 500)
+    assert (found.shape, found.stride()) == (expected.shape, expected.stride())
+    assert (found.dtype, found.device) == (dtype, expected.device)
+    assert found.untyped_storage().nbytes() == expected.untyped_storage().nbytes()
+
+
+def test_any_view_keeps_its_memory():
+    view = floats(2)[5:6]
+    view.fill_(7)
+    others = [floats(2).fill_(1) for _ in range(3)]
+    assert memory.waiting() == 0
+    assert view.eq(7).all()
+    assert all(other.eq(1).all() for other in others)
+
+
+def test_no_two_live_tensors_share_memory():
+    draw, live, seen = random.Random(0), {}, set()
+    for mark in range(400):
+        if len(live) > 12 or (live and draw.random() < 0.45):
+            old = draw.choice(list(live))
+            assert live.pop(old).eq(old).all()
+        live[mark] = floats(draw.uniform(0.5, 6)).fill_(mark)
+        seen.add(live[mark].data_ptr())
+    assert all(tensor.eq(mark).all() for mark, tensor in live.items())
+    assert len(seen) < 200  # most stood where another had been
+
+
+def test_a_small_tensor_is_not_lent():
+    small = floats(0.9)
+    assert small.untyped_storage().resizable()
+    del small
+    assert memory.waiting() == 0
+
+
+def test_what_is_lent_is_at_most_twice_what_is_asked():
+    large = floats(8)
+    address = large.data_ptr()
+    del large
+    small = floats(2)
+    assert small.data_ptr() != address
+    assert memory.waiting() >= 8 * MEGABYTE
+
+
+def test_the_smallest_that_fits_is_lent_of_equals_the_last_to_come_back():
+    tensors = [floats(size) for size in (3, 2, 2)]
+    first, second, third = (tensor.data_ptr() for tensor in tensors)
+    while tensors:
+        del tensors[0]
+    lent = [floats(2) for _ in range(3)]
+    assert [tensor.data_ptr() for tensor in lent] == [third, second, first]
+
+
+def test_memory_that_nobody_asks_for_is_let_go():
+    old = floats(8)
+    del old
+    for _ in range(memory._WAITS // 2 + 2):  # lending and coming back each count
+        young = floats(1)
+        del young
+    assert 0 < memory.waiting() < 8 * MEGABYTE
+
+
+def test_lengths_that_vary_do_not_pile_up_memory():
+    draw, most, made = random.Random(0), 0, []
+    for _ in range(150):
+        live = [floats(draw.uniform(1, 30)) for _ in range(4)]
+        most = max(most, sum(memory._lent.values()))
+        made.append(memory.waiting())
+        del live
+        assert memory.waiting() <= 1.5 * most
+    assert max(made) > 0  # some was kept for the next
+
+
+def test_no_more_than_the_oldest_go_to_make_room():
+    tensors = [floats(10) for _ in range(3)]  # 12 MiB each
+    _, second, third = (tensor.data_ptr() for tensor in tensors)
+    while tensors:
+        del tensors[0]
+    large = floats(25)  # 29 MiB, of at most 54 in all
+    assert memory.waiting() == 24 * MEGABYTE
+    left = floats(10), floats(10)
+    assert [tensor.data_ptr() for tensor in left] == [third, second]
+    del large
+
+
+def test_no_more_memory_is_torchs_error(monkeypatch):
+    waits = floats(2)
+    del waits
+
+    def none_left(size):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(memory, "_new", none_left)
+    assert floats(5).untyped_storage().resizable()
+    assert memory.waiting() == 0
+    with pytest.raises(RuntimeError, match="alloc"):
+        memory.empty(LIKE, 2**50)
+
+
+@pytest.mark.parametrize("made", ["constructor", "from_lstm", "pickle", "deepcopy"])
+def test_memory_goes_with_the_module(made):
+    lstm = {
+        "constructor": lambda: BiLSTM(2, 2),
+        "from_lstm": lambda: BiLSTM.from_lstm(torch.nn.LSTM(2, 2)),
+        "pickle": lambda: pickle.loads(pickle.dumps(BiLSTM(2, 2))),
+        "deepcopy": lambda: copy.deepcopy(BiLSTM(2, 2)),
+    }[made]()
+    gc.collect()
+    assert memory._owners > {"a module"}
+    waits = floats(2)
+    del waits
+    assert memory.waiting() > 0
+    del lstm
+    gc.collect()
+    assert memory.waiting() == 0
+    assert memory._owners == {"a module"}
+
+
+@pytest.mark.usefixtures("all_is_lent")
+def test_memory_that_outlives_all_modules_is_not_kept(monkeypatch):
+    monkeypatch.setattr(memory, "_owners", set())
+    lstm = encoder()
+    loss = lstm(batch(packed=False))[0].sum()
+    del lstm
+    gc.collect()
+    assert memory._lent
+    loss.backward()
+    del loss
+    gc.collect()
+    assert not memory._lent
+    assert memory.waiting() == 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("options", "frozen"),
+    [
+        ({}, None),
+        ({}, {"layers": [0]}),
+        ({}, {"layers": [1]}),
+        ({}, {"directions": ["reverse"]}),
+        ({}, {"kinds": ["weight"]}),
+        ({"proj_size": 6}, None),
+        ({"dtype": torch.float64}, None),
+        ({"bidirectional": False}, None),
+        ({"bias": False}, None),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("all_is_lent")
+def test_what_lay_in_the_memory_before_changes_no_bit(monkeypatch, options, frozen, packed):
+    lstm, x = encoder(**options), batch(packed, dtype=options.get("dtype", torch.float32))
+    if frozen:
+        freeze(lstm, **frozen)
+    expected = without_workspace(monkeypatch, step, lstm, x)
+    step(lstm, x)
+    assert memory.waiting() > 0
+    poison()
+    same(step(lstm, x), expected)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.usefixtures("all_is_lent")
+def test_nor_where_the_output_has_no_gradient(monkeypatch, packed):
+    lstm, x = encoder(), batch(packed)
+    expected = without_workspace(monkeypatch, step, lstm, x, False)
+    step(lstm, x)
+    poison()
+    same(step(lstm, x, False), expected)
+
+
+@pytest.mark.usefixtures("all_is_lent")
+def test_forward_alone_uses_it_and_agrees(monkeypatch):
+    lstm, x = encoder(), batch(packed=True)
+    with torch.no_grad():
+        expected = without_workspace(monkeypatch, lstm, x)
+        lstm(x)
+        assert memory.waiting() > 0
+        poison()
+        found = lstm(x)
+    same([found[0].data, *found[1]], [expected[0].data, *expected[1]])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.usefixtures("all_is_lent")
+def test_a_warm_step_asks_for_no_new_memory(monkeypatch, packed):
+    lstm, x = encoder(), batch(packed)
+    step(lstm, x)
+    made = []
+    monkeypatch.setattr(memory, "_new", made.append)
+    step(lstm, x)
+    assert not made
+
+
+@pytest.mark.usefixtures("all_is_lent")
+def test_no_result_lies_in_it():
+    lstm, x = encoder(proj_size=6), batch(packed=False).requires_grad_()
+    hx = torch.randn(4, B, 6, requires_grad=True), torch.randn(4, B, H, requires_grad=True)
+    for _ in range(2):
+        output, states = lstm(x, hx)
+        (output.sum() + sum(s.sum() for s in states)).backward()
+        gradients = [t.grad for t in (x, *hx, *lstm.parameters())]
+        for tensor in (output, *states, *gradients):
+            assert tensor.untyped_storage().resizable()  # lent memory is not
+    assert not floats(2).untyped_storage().resizable()
+
+
+@pytest.mark.usefixtures("all_is_lent")
+def test_several_graphs_at_once(monkeypatch):
+    lstm = encoder()
+    batches = [batch(packed=True, seed=seed) for seed in range(3)]
+    expected = [without_workspace(monkeypatch, step, lstm, x)[3:] for x in batches]
+    for order in ((0, 1, 2), (2, 0, 1)):
+        outputs = [lstm(x)[0].data for x in batches]
+        for k in order:
+            lstm.zero_grad()
+            outputs[k].square().sum().backward(retain_graph=True)
+            same([p.grad for p in lstm.parameters()], expected[k])
+            lstm.zero_grad()
+            outputs[k].square().sum().backward()
+            same([p.grad for p in lstm.parameters()], expected[k])
+
+
+@pytest.mark.usefixtures("all_is_lent")
+def test_threads_do_not_share_it(monkeypatch):
+    lstm, seeds = encoder(), range(4)
+    lstms = [copy.deepcopy(lstm) for _ in seeds]
+    batches = [batch(packed=True, seed=seed) for seed in seeds]
+    expected = [without_workspace(monkeypatch, step, lstm, x) for x in batches]
+    expected = [[t.clone() for t in found] for found in expected]
+    wrong = []
+
+    def work(k):
+        for _ in range(5):
+            found = step(lstms[k], batches[k])
+            if not all(torch.equal(x, y) for x, y in zip(found, expected[k], strict=True)):
+                wrong.append(k)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in seeds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_its_own():
+    waits = floats(2)
+    held = floats(3).fill_(1)
+    del waits
+    assert memory.waiting() > 0
+
+    def child():
+        torch.set_num_threads(1)  # OpenMP's do not live on here
+        held.fill_(2)
+        sys.exit(memory.waiting() > 0)  # what waited is let go: copies would cost both memory
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert held.eq(1).all()
+    assert memory.waiting() > 0
+
+
+def test_another_thread_takes_a_block_first(monkeypatch):
+    waits = floats(2)
+    del waits
+
+    def rob(fits):
+        memory._free.clear()
+        return fits
+
+    monkeypatch.setattr(memory, "sorted", rob, raising=False)
+    block = memory._found(2 * MEGABYTE)
+    assert block is None
