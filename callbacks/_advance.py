@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any
+
+from lstm_freeze._checks import as_bool, as_number, as_one_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -46,19 +47,14 @@ class Plateau:
         """Check the values."""
         if not isinstance(self.monitor, str):
             raise TypeError(f"`monitor` must be a metric's name (a string), got {self.monitor!r}")
-        if self.mode not in ("min", "max"):
-            raise ValueError(f'`mode` must be "min" or "max", got {self.mode!r}')
+        as_one_of(self.mode, "mode", ("min", "max"))
         for name in ("patience", "max_epochs_per_phase"):
             value = getattr(self, name)
             optional = name != "patience" and value is None
             if not optional and (type(value) is bool or not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
-        if isinstance(self.min_delta, bool) or not isinstance(self.min_delta, Real):
-            raise TypeError(f"`min_delta` must be a number, got {self.min_delta!r}")
-        if not isinstance(self.restore_best, bool):
-            raise TypeError(f"`restore_best` must be a bool, got {self.restore_best!r}")
-        if not 0 <= self.min_delta < math.inf:
-            raise ValueError(f"`min_delta` must be finite and not negative, got {self.min_delta!r}")
+        as_number(self.min_delta, "min_delta", least=0)
+        as_bool(self.restore_best, "restore_best")
 
     def improves(self, value: float, best: float | None) -> bool:
         """Whether a value is better than the best of the phase so far."""

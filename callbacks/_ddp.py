@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from lstm_freeze._torch_internals import has_comm_hook
+
 
 @torch.no_grad()
 def align_buffers(model: nn.Module | None) -> None:
@@ -31,7 +33,7 @@ def send_trainable_only(model: nn.Module | None) -> None:
     """
     if not isinstance(model, DistributedDataParallel) or not model.find_unused_parameters:
         return
-    if not model._get_ddp_logging_data().get("comm_hook"):  # type: ignore[no-untyped-call]
+    if not has_comm_hook(model):
         model.register_comm_hook(model.process_group, average_trainable)
 
 

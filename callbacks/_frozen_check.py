@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lstm_freeze import FrozenGuard
+from lstm_freeze._checks import as_integer, as_one_of
 
 from ._both import Callback
 
@@ -34,14 +35,8 @@ class FrozenWeightsCheck(Callback):
 
     def __init__(self, every_n_steps: int = 1, mode: str = "exact") -> None:
         """Check the arguments."""
-        if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int):
-            raise TypeError(f"`every_n_steps` must be an integer, got {every_n_steps!r}")
-        if every_n_steps < 1:
-            raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps}")
-        if mode not in ("exact", "fingerprint"):
-            raise ValueError(f'`mode` must be "exact" or "fingerprint", got {mode!r}')
-        self.every_n_steps = every_n_steps
-        self.mode = mode
+        self.every_n_steps = as_integer(every_n_steps, "every_n_steps", least=1)
+        self.mode = as_one_of(mode, "mode", ("exact", "fingerprint"))
         self.guard: FrozenGuard | None = None
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lstm_freeze import FreezeSchedule
+from lstm_freeze._checks import as_integer
 
 from ._advance import Plateau
 from ._scheduler import FreezeScheduler
@@ -37,10 +38,7 @@ class GradualUnfreezing(FreezeScheduler):
         advance: Plateau | None = None,
     ) -> None:
         """Check the arguments."""
-        if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int):
-            raise TypeError(f"`every_n_epochs` must be an integer, got {every_n_epochs!r}")
-        if every_n_epochs < 1:
-            raise ValueError(f"`every_n_epochs` must be at least 1, got {every_n_epochs!r}")
+        every_n_epochs = as_integer(every_n_epochs, "every_n_epochs", least=1)
         for name, target in (("encoder", encoder), ("head", head)):
             if not isinstance(target, str):
                 raise TypeError(f"`{name}` must be one target (a string), got {target!r}")

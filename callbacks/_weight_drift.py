@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lstm_freeze import param_groups
+from lstm_freeze._checks import as_integer
 
 from ._both import Callback
 
@@ -72,11 +73,7 @@ class WeightDrift(Callback):
 
     def __init__(self, every_n_steps: int = 50) -> None:
         """Check the arguments."""
-        if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int):
-            raise TypeError(f"`every_n_steps` must be an integer, got {every_n_steps!r}")
-        if every_n_steps < 1:
-            raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps}")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = as_integer(every_n_steps, "every_n_steps", least=1)
         self.start: dict[str, Tensor] = {}
         self._module: weakref.ref[nn.Module] | None = None
         self._restored = False

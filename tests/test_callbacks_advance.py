@@ -55,8 +55,8 @@ class TestDecision:
             ({"patience": 0}, "`patience` must be an integer of at least 1, got 0"),
             ({"patience": 1.5}, "`patience` must be an integer of at least 1, got 1.5"),
             ({"max_epochs_per_phase": 0}, "`max_epochs_per_phase` must be an integer of at least"),
-            ({"min_delta": -1.0}, "`min_delta` must be finite and not negative, got -1.0"),
-            ({"min_delta": math.nan}, "`min_delta` must be finite and not negative, got nan"),
+            ({"min_delta": -1.0}, "`min_delta` must be finite and at least 0, got -1.0"),
+            ({"min_delta": math.nan}, "`min_delta` must be finite and at least 0, got nan"),
         ],
     )
     def test_refuses(self, arguments, message):

@@ -96,13 +96,13 @@ BILSTM = [
     (lambda m, o: BiLSTM.from_lstm(nn.GRU(3, 4)), TypeError, "lstm must be an nn.LSTM, got GRU"),
     (lambda m, o: BiLSTM.from_lstm(None), TypeError, "lstm must be an nn.LSTM, got NoneType"),
     (lambda m, o: replace_lstm(nn.LSTM(3, 4)), ValueError, "model must contain nn.LSTM modules, got an nn.LSTM itself, which cannot be replaced in place: use BiLSTM.from_lstm(model)"),
-    (lambda m, o: replace_lstm("model"), TypeError, "model must be a torch.nn.Module, got str"),
+    (lambda m, o: replace_lstm("model"), TypeError, "`model` must be a torch.nn.Module, got str"),
     (lambda m, o: replace_lstm(nn.DataParallel(nn.Sequential(nn.LSTM(3, 4)))), ValueError, "model must not be wrapped yet, but model is a DataParallel, which already holds on to the nn.LSTM modules: call replace_lstm before wrapping"),
     (lambda m, o: setattr(m["encoder"], "prefix_cache", 3), TypeError, "`prefix_cache` must be a PrefixCache or None, got 3; lstm.prefix_cache = PrefixCache("),
-    (lambda m, o: PrefixCache("2G"), TypeError, "`max_bytes` must be of integers, got '2G'"),
-    (lambda m, o: PrefixCache(-1), ValueError, "`max_bytes` must be at least 0, got -1"),
+    (lambda m, o: PrefixCache("2G"), TypeError, "`max_bytes` must be an integer, got '2G'"),
+    (lambda m, o: PrefixCache(-1), ValueError, "`max_bytes` must not be negative, got -1"),
     (lambda m, o: PrefixCache(keep_levels=3), TypeError, "`keep_levels` must be several integers, got 3"),
-    (lambda m, o: PrefixCache(keep_levels="1"), TypeError, "`keep_levels` must be of integers, got '1'"),
+    (lambda m, o: PrefixCache(keep_levels="1"), TypeError, "`keep_levels` must be an integer, got '1'"),
     (lambda m, o: PrefixCache(keep_levels=[0]), ValueError, "`keep_levels` must be at least 1, got 0"),
 ]
 # What select refuses, freeze and unfreeze refuse alike: targets, keywords, exception, message.
@@ -164,7 +164,7 @@ FREEZING = [
     (lambda m, o: FrozenGuard(m).attach([]), ValueError, "`optimizer` must be at least one optimizer, got []"),
     (lambda m, o: FrozenGuard(m).attach(None), ValueError, "`optimizer` must be at least one optimizer, got None"),
     (lambda m, o: FrozenGuard(m).attach(o, 0), ValueError, "`every_n_steps` must be at least 1, got 0"),
-    (lambda m, o: FrozenGuard(m).attach(o, 1.5), TypeError, "`every_n_steps` must be an int, got 1.5"),
+    (lambda m, o: FrozenGuard(m).attach(o, 1.5), TypeError, "`every_n_steps` must be an integer, got 1.5"),
 ]
 GROUPS = [
     (lambda m, o: param_groups("m", 0.1), TypeError, BAD_MODULE),
@@ -179,7 +179,7 @@ GROUPS = [
     (lambda m, o: slanted_triangular("o", 10), TypeError, BAD_OPTIMIZER + "str"),
     (lambda m, o: slanted_triangular([o, o], 10), ValueError, "`optimizer` must be one optimizer, got 2"),
     (lambda m, o: slanted_triangular(o, 0), ValueError, "`total_steps` must be at least 1, got 0"),
-    (lambda m, o: slanted_triangular(o, 1.5), TypeError, "`total_steps` must be an int, got 1.5"),
+    (lambda m, o: slanted_triangular(o, 1.5), TypeError, "`total_steps` must be an integer, got 1.5"),
     (lambda m, o: slanted_triangular(o, 9, cut_frac=1), ValueError, "`cut_frac` must lie between 0 and 1, both excluded, got 1"),
     (lambda m, o: slanted_triangular(o, 9, cut_frac="a"), TypeError, "`cut_frac` must be a number, got 'a'"),
     (lambda m, o: slanted_triangular(o, 9, ratio=0.5), ValueError, "`ratio` must be finite and at least 1, got 0.5"),
@@ -238,7 +238,7 @@ SCHEDULES = [
         ({"scaled": 1}, TypeError, "`scaled` must be a bool, got 1"),
     )),
     (lambda m, o: FreezeSchedule.recipe("thaw"), ValueError, "no recipe 'thaw'; the recipes: chain_thaw, gradual_unfreezing, linear_probing, progressive_freezing"),
-    (lambda m, o: FreezeSchedule.recipe("chain_thaw", evry=1), ValueError, "chain_thaw takes no 'evry'; its arguments: encoder, head, every, lr; did you mean 'every'?"),
+    (lambda m, o: FreezeSchedule.recipe("chain_thaw", evry=1), ValueError, "chain_thaw takes no 'evry'; its arguments: encoder, head, every, lr; did you mean \"every\"?"),
     (lambda m, o: FreezeSchedule.recipe("progressive_freezing"), ValueError, "progressive_freezing needs `total`, the length of the training in epochs"),
     (lambda m, o: FreezeSchedule.from_yaml("no such.yaml"), FileNotFoundError, "no such.yaml"),
     (lambda m, o: S.to_yaml("no such/folder.yaml"), FileNotFoundError, "no such/folder.yaml"),
@@ -264,7 +264,7 @@ CALLBACKS = [
     (lambda m, o: Plateau(mode="down"), ValueError, "`mode` must be \"min\" or \"max\", got 'down'"),
     *((lambda m, o, bad=bad: Plateau(patience=bad), ValueError, f"`patience` must be an integer of at least 1, got {bad!r}") for bad in (0, 1.5, True)),
     (lambda m, o: Plateau(max_epochs_per_phase=0), ValueError, "`max_epochs_per_phase` must be an integer of at least 1, got 0"),
-    *((lambda m, o, bad=bad: Plateau(min_delta=bad), ValueError, f"`min_delta` must be finite and not negative, got {bad!r}") for bad in (-1, NAN)),
+    *((lambda m, o, bad=bad: Plateau(min_delta=bad), ValueError, f"`min_delta` must be finite and at least 0, got {bad!r}") for bad in (-1, NAN)),
     (lambda m, o: Plateau(min_delta="x"), TypeError, "`min_delta` must be a number, got 'x'"),
     (lambda m, o: Plateau(restore_best="yes"), TypeError, "`restore_best` must be a bool, got 'yes'"),
 ]

@@ -609,12 +609,12 @@ def test_the_error_survives_pickling():
         (
             lambda m, o: FrozenGuard(m).attach(o, 1.5),
             TypeError,
-            "`every_n_steps` must be an int, got 1.5",
+            "`every_n_steps` must be an integer, got 1.5",
         ),
         (
             lambda m, o: FrozenGuard(m).attach(o, True),
             TypeError,
-            "`every_n_steps` must be an int, got True",
+            "`every_n_steps` must be an integer, got True",
         ),
         (
             lambda m, o: FrozenGuard(m).attach(None),

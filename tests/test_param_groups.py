@@ -309,8 +309,8 @@ def test_the_state_of_the_schedule_is_plain_and_it_pickles():
     ("arguments", "error", "match"),
     [
         ((0,), ValueError, "`total_steps` must be at least 1, got 0"),
-        ((1.5,), TypeError, "`total_steps` must be an int, got 1.5"),
-        ((True,), TypeError, "`total_steps` must be an int, got True"),
+        ((1.5,), TypeError, "`total_steps` must be an integer, got 1.5"),
+        ((True,), TypeError, "`total_steps` must be an integer, got True"),
         ((9, 0), ValueError, "`cut_frac` must lie between 0 and 1, both excluded, got 0"),
         ((9, 1.0), ValueError, "`cut_frac` must lie between 0 and 1, both excluded, got 1.0"),
         ((9, 1.5), ValueError, "`cut_frac` must be finite and between 0 and 1, got 1.5"),

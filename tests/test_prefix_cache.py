@@ -603,10 +603,10 @@ def test_a_sample_has_one_key_wherever_it_stands():
 
 
 ERRORS = [
-    ({"max_bytes": -1}, ValueError, "`max_bytes` must be at least 0, got -1"),
-    ({"max_bytes": 1.5}, TypeError, "`max_bytes` must be of integers, got 1.5"),
+    ({"max_bytes": -1}, ValueError, "`max_bytes` must not be negative, got -1"),
+    ({"max_bytes": 1.5}, TypeError, "`max_bytes` must be an integer, got 1.5"),
     ({"keep_levels": [0]}, ValueError, "`keep_levels` must be at least 1, got 0"),
-    ({"keep_levels": ["1"]}, TypeError, "`keep_levels` must be of integers, got '1'"),
+    ({"keep_levels": ["1"]}, TypeError, "`keep_levels` must be an integer, got '1'"),
 ]
 
 

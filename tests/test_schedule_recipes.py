@@ -266,8 +266,8 @@ def test_every_is_checked(name, every, error, message):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("chain_thw", {}, "no recipe 'chain_thw'; .*; did you mean 'chain_thaw'?"),
-        ("chain_thaw", {"evry": 1}, "chain_thaw takes no 'evry'; .*; did you mean 'every'?"),
+        ("chain_thw", {}, "no recipe 'chain_thw'; .*; did you mean \"chain_thaw\"?"),
+        ("chain_thaw", {"evry": 1}, "chain_thaw takes no 'evry'; .*; did you mean \"every\"?"),
         ("progressive_freezing", {}, "progressive_freezing needs `total`, the length of the tr"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_recipe_follows_the_model_it_is_applied_to(tmp_path):
         ("phases:\n  0: head\n  0: '*'", ['line 3, key "phases.0": stands twice']),
         (
             "phases: {0: head}\nscoep: head",
-            ['line 2, key "scoep": is not known', "did you mean 'scope'?"],
+            ['line 2, key "scoep": is not known', 'did you mean "scope"?'],
         ),
         (
             "phases: {0: head}\nunit: epok",
@@ -115,7 +115,7 @@ def test_a_recipe_follows_the_model_it_is_applied_to(tmp_path):
             ],
         ),
         ("phases:\n- head", ['line 2, key "phases[0]": must be a mapping (key: value)']),
-        ("recipe: chain_thw", ["line 1, key \"recipe\": no recipe 'chain_thw'", "'chain_thaw'?"]),
+        ("recipe: chain_thw", ["line 1, key \"recipe\": no recipe 'chain_thw'", '"chain_thaw"?']),
         (
             "recipe: chain_thaw\nphases: {0: head}",
             ['line 2, key "phases": cannot stand beside recipe'],

@@ -11,11 +11,12 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._checks import as_integer
 from .._hashing import fingerprints
 from .._rnn import Rows, RunLayers
 from .samples import Seats, contents, copies, joined, rows_of, seats_of
@@ -62,7 +63,7 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int = 2 * 2**30, keep_levels: Iterable[int] = ()) -> None:
-        self.max_bytes = _at_least(0, max_bytes, "max_bytes")
+        self.max_bytes = as_integer(max_bytes, "max_bytes", least=0)
         self.keep_levels = keep_levels
         self._reset()
 
@@ -86,7 +87,7 @@ class PrefixCache:
     def keep_levels(self, levels: Iterable[int]) -> None:
         if not isinstance(levels, Iterable):
             raise TypeError(f"`keep_levels` must be several integers, got {levels!r}")
-        self._keep_levels = tuple(sorted({_at_least(1, x, "keep_levels") for x in levels}))
+        self._keep_levels = tuple(sorted({as_integer(x, "keep_levels", least=1) for x in levels}))
 
     def stats(self) -> dict[str, int]:
         """Samples found and not found, the bytes held, and the samples dropped to make room.
@@ -248,11 +249,3 @@ def _contexts(
         known = (*known, *(next(prints) for _ in weights))
         contexts.append(known)
     return contexts
-
-
-def _at_least(least: int, value: int, argument: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise TypeError(f"`{argument}` must be of integers, got {value!r}")
-    if value < least:
-        raise ValueError(f"`{argument}` must be at least {least}, got {value}")
-    return int(value)

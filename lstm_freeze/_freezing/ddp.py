@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .._model import Tree, inner_name
+from .._torch_internals import reduced_parameters, reduced_tensors
 
 # The parameters that were trainable when they were frozen through a DDP object.
 _trained: weakref.WeakKeyDictionary[DistributedDataParallel, WeakIdKeyDictionary] = (
@@ -33,16 +34,15 @@ def require_reducible(
     ddp: DistributedDataParallel, tree: Tree, unfrozen: Mapping[str, nn.Parameter]
 ) -> None:
     """Raise ValueError if the reducer may not hold a parameter that is to be trainable."""
-    count = ddp._get_ddp_logging_data()["num_parameter_tensors"]  # type: ignore[no-untyped-call]
-    if count == len(tree.distinct()):
+    if reduced_tensors(ddp) == len(tree.distinct()):
         return
     known = _trained.get(ddp, WeakIdKeyDictionary())
     # What trained may have been unfrozen behind DDP's back, so the reducer itself is asked too.
-    buckets = ddp.reducer._get_zeros_like_grad_buckets()
-    reduced = {id(p) for bucket in buckets for p in bucket.parameters()}
+    averaged = reduced_parameters(ddp)
+    reduced = None if averaged is None else set(map(id, averaged))
     for name, parameter in unfrozen.items():
         trained = parameter.requires_grad or parameter in known
-        if not (trained and id(parameter) in reduced):
+        if not (trained and (reduced is None or id(parameter) in reduced)):
             raise ValueError(
                 f"unfreezing {name!r} under DDP: it was frozen when DDP wrapped the module (or by "
                 "hand since), so its gradients would stay local and the ranks would drift apart; "

@@ -11,6 +11,7 @@ from typing import Any, Protocol, SupportsIndex
 import torch
 from torch import nn
 
+from .._checks import as_bool, as_module
 from .._model import Layers, Names, Target, Tree, rewrite, select_in
 from .._optimizers import (
     as_optimizers,
@@ -283,15 +284,13 @@ def set_trainable(
 
 
 def _read(module: nn.Module) -> Tree:
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
+    as_module(module)
     return Tree(module)
 
 
 def _others(tree: Tree, chosen: Mapping[str, nn.Parameter], only: bool) -> dict[str, nn.Parameter]:
     # `only="head"` would read as a selection, and choose everything.
-    if not isinstance(only, bool):
-        raise TypeError(f"`only` must be a bool, got {only!r}; what to choose are the targets")
+    as_bool(only, "only", "what to choose are the targets")
     if not only:
         return {}
     return {name: p for name, p in tree.distinct().items() if name not in chosen}

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.utils.parametrizations import _SpectralNorm
-from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils.hooks import RemovableHandle
 
 from .._model import Tree
+from .._torch_internals import has_running_statistics, is_old_spectral_norm, is_spectral_norm
+from .._torch_internals import is_dropout as is_dropout
 
 
 class Hold:
@@ -66,19 +64,12 @@ def hold_of(module: nn.Module, attribute: str | None = None) -> Hold | None:
 def is_normalization(module: nn.Module) -> bool:
     """Whether a module keeps statistics that move in training though no gradient reaches them."""
     return (
-        isinstance(module, _SpectralNorm)
-        or _has_old_spectral_norm(module)
-        or (isinstance(module, _NormBase) and module.running_mean is not None)
+        is_spectral_norm(module) or _has_old_spectral_norm(module) or has_running_statistics(module)
     )
 
 
 def _has_old_spectral_norm(module: nn.Module) -> bool:
-    return any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
-
-
-def is_dropout(module: nn.Module) -> bool:
-    """Whether a module is a dropout layer of torch.nn."""
-    return isinstance(module, _DropoutNd)
+    return any(map(is_old_spectral_norm, module._forward_pre_hooks.values()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from .._checks import as_module, as_one_of
 from .._model import Tree, numel
 from .._names import base_name, place_of
 from .._optimizers import as_optimizers
@@ -45,10 +46,8 @@ def status(module: nn.Module, optimizer: Any = None, by: str = "layer") -> Statu
         1             trainable              18 /  18
         trainable params: 18 || all params: 466 || trainable%: 3.8627
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
-    if by not in ("layer", "parameter"):
-        raise ValueError(f'`by` must be "layer" or "parameter", got {by!r}')
+    as_module(module)
+    as_one_of(by, "by", ("layer", "parameter"))
     optimizers = as_optimizers(optimizer)
     tree = Tree(module)
     parts = (

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from .._checks import as_integer, as_module
 from .._freezing import decider_of, is_normalization, listeners
 from .._hashing import bits_of, fingerprints, has_bits, same_bits
 from .._model import Tree, join
@@ -78,8 +79,7 @@ class FrozenGuard:
 
     def __init__(self, module: nn.Module, mode: str = "exact") -> None:
         """Remember all that is frozen now."""
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
+        as_module(module)
         if mode not in MODES:
             raise ValueError(f'`mode` must be "exact" or "fingerprint", got {mode!r}')
         self.step = 0
@@ -148,10 +148,7 @@ class FrozenGuard:
             >>> guard.step, guard.checks
             (1, 1)
         """
-        if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int):
-            raise TypeError(f"`every_n_steps` must be an int, got {every_n_steps!r}")
-        if every_n_steps < 1:
-            raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps}")
+        every_n_steps = as_integer(every_n_steps, "every_n_steps", least=1)
         if not (optimizers := as_optimizers(optimizer)):
             raise ValueError(f"`optimizer` must be at least one optimizer, got {optimizer!r}")
         self._every_n_steps = every_n_steps

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import nn
 
+from .._checks import as_module
 from .targets import Layers, Names, in_rnn, quote, resolve, rnns_there_are
 from .tree import Tree
 
@@ -102,8 +103,7 @@ def select(
         >>> list(select(nn.Sequential(lstm, nn.Linear(16, 2)), "1", "0[0].forward.weight_hh"))
         ['0.weight_hh_l0', '1.weight', '1.bias']
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
+    as_module(module)
     return select_in(Tree(module), targets, layers, directions, kinds, exclude)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
+from .._checks import did_you_mean
 from .._names import DIRECTIONS, KIND_GROUPS, KINDS, Place
 from .tree import WRAPPED_AS, Tree, within
 
@@ -112,7 +112,7 @@ def _by_brackets(tree: Tree, match: re.Match[str], shown: str) -> set[str]:
         raise ValueError(
             f"{shown}: after the brackets may stand a direction ({_listed(DIRECTIONS)}) and a "
             f"kind ({_listed((*KINDS, *KIND_GROUPS))}), got {quote('.'.join(words))}"
-            + _did_you_mean(words[0], known)
+            + did_you_mean(words[0], known)
         )
     index = _parse_index(match["index"], shown)
     found: set[str] = set()
@@ -180,7 +180,7 @@ def _choose(
         if name not in valid:
             raise ValueError(
                 f"{shown or f'{argument}={quote(name)}'}: this {label} has no {quote(name)}; "
-                f"valid: {_listed(valid)}{_did_you_mean(name, valid)}"
+                f"valid: {_listed(valid)}{did_you_mean(name, valid)}"
             )
         chosen.update(groups.get(name, (name,)))
     return chosen
@@ -198,7 +198,7 @@ def _as_items(value: Any, argument: str) -> list[Any]:
 def _unknown(tree: Tree, target: str, shown: str) -> ValueError:
     if brackets := _BRACKETS.fullmatch(target):
         where = quote(brackets["path"])
-        near = _did_you_mean(brackets["path"], [p for p in tree.rnns if p])
+        near = did_you_mean(brackets["path"], [p for p in tree.rnns if p])
         return ValueError(f"{shown}: no RNN at {where}; {rnns_there_are(tree)}{near}")
     if "[" in target or "]" in target:
         return ValueError(
@@ -208,7 +208,7 @@ def _unknown(tree: Tree, target: str, shown: str) -> ValueError:
     if "*" in target:
         return ValueError(f"{shown}: matches no module and no parameter; {_valid(tree, '')}")
     what = "no such module" if "." not in target else "no such module or parameter"
-    hint = _did_you_mean(target, [*filter(None, tree.modules), *tree.parameters])
+    hint = did_you_mean(target, [*filter(None, tree.modules), *tree.parameters])
     return ValueError(f"{shown}: {what}{hint or f'; {_valid(tree, target)}'}")
 
 
@@ -218,11 +218,6 @@ def _valid(tree: Tree, target: str) -> str:
         target = target.rpartition(".")[0]
     names = [n for n in (*tree.modules, *tree.parameters) if n and n.rpartition(".")[0] == target]
     return f"valid: {_listed(names)}, or a path below" if names else "this module is empty"
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {quote(near[0])}?" if near else ""
 
 
 def _indices(count: int) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from .._checks import as_integer, as_module, as_number
 from .._model import Target, Tree, as_targets, resolve
 from .state import as_optimizers
 
@@ -57,11 +57,10 @@ def param_groups(
         0[1].forward 4 0.005
         1 2 0.01
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
-    lr = _number("lr", lr, 0, math.inf)
-    weight_decay = _number("weight_decay", weight_decay, 0, math.inf)
-    if _number("layer_decay", layer_decay, 0, 1) == 0:
+    as_module(module)
+    lr = as_number(lr, "lr", least=0)
+    weight_decay = as_number(weight_decay, "weight_decay", least=0)
+    if as_number(layer_decay, "layer_decay", 0, 1) == 0:
         raise ValueError("`layer_decay` must be more than 0, got 0; ULMFiT's is 1 / 2.6")
     tree = Tree(module)
     spared = _spared(tree, no_decay)
@@ -116,13 +115,10 @@ def slanted_triangular(
     """
     if len(optimizers := as_optimizers(optimizer)) != 1:
         raise ValueError(f"`optimizer` must be one optimizer, got {len(optimizers)}")
-    if isinstance(total_steps, bool) or not isinstance(total_steps, int):
-        raise TypeError(f"`total_steps` must be an int, got {total_steps!r}")
-    if total_steps < 1:
-        raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
-    if _number("cut_frac", cut_frac, 0, 1) in (0, 1):
+    total_steps = as_integer(total_steps, "total_steps", least=1)
+    if as_number(cut_frac, "cut_frac", 0, 1) in (0, 1):
         raise ValueError(f"`cut_frac` must lie between 0 and 1, both excluded, got {cut_frac}")
-    ratio = _number("ratio", ratio, 1, math.inf)
+    ratio = as_number(ratio, "ratio", least=1)
     return LambdaLR(optimizers[0], SlantedTriangle(total_steps, float(cut_frac), ratio))
 
 
@@ -159,13 +155,3 @@ def _split(
     """Those that decay and those that do not; integer ones are left out."""
     usable = [p for p in parameters.values() if p.is_floating_point() or p.is_complex()]
     return [p for p in usable if id(p) not in spared], [p for p in usable if id(p) in spared]
-
-
-def _number(argument: str, value: object, least: float, most: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"`{argument}` must be a number, got {value!r}")
-    number = float(value)
-    if not least <= number <= most or math.isinf(number):
-        bounds = f"at least {least}" if math.isinf(most) else f"between {least} and {most}"
-        raise ValueError(f"`{argument}` must be finite and {bounds}, got {value}")
-    return number

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
+from .._checks import as_module
 from .._model import inner_name
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -70,8 +71,7 @@ def swap_lstms(
 
     A module that stands in several places is converted once.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    as_module(model, "model")
     if isinstance(model, nn.LSTM):
         raise ValueError(
             "model must contain nn.LSTM modules, got an nn.LSTM itself, which cannot be replaced "

@@ -16,6 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch_internals import (
+    forward_mode_is_on,
+    functions_are_transformed,
+    is_batched_gradient,
+    is_fake,
+)
 from . import onnx
 from .layer import Wanted, backward, forward
 from .rows import check_packed, flipped
@@ -115,7 +121,7 @@ def _layer_like(*args: Any) -> tuple[Tensor, ...]:
         batch = data.shape[1]
     elif h0 is not None or c0 is not None:
         batch = (c0 if h0 is None else h0).shape[1]
-    elif sizes.is_meta or isinstance(sizes, torch._subclasses.FakeTensor):
+    elif sizes.is_meta or is_fake(sizes):
         batch = torch.library.get_ctx().new_dynamic_size()
     else:
         batch = int(sizes[0])
@@ -169,17 +175,12 @@ def _layer_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     inputs, state = saved[:15], saved[15:]
     needs = ctx.needs_input_grad
     flags = [bool(needs[k]) for k in (0, *range(3, 15))]
-    if torch.is_grad_enabled() or _transformed() or any(map(_is_batched, grads)):
+    if torch.is_grad_enabled() or _transformed() or any(map(is_batched_gradient, grads)):
         found = _differentiable_gradients(grads[:3], inputs, flags)
     else:
         found = _layer_backward(*grads[:3], *inputs, *state, flags)
     data, *rest = (g if flag else None for g, flag in zip(found, flags, strict=True))
     return data, None, None, *rest, None
-
-
-def _is_batched(grad: Tensor | None) -> bool:
-    """Whether `torch.autograd.grad(..., is_grads_batched=True)` is at work."""
-    return grad is not None and bool(torch._C._functorch.is_legacy_batchedtensor(grad))
 
 
 def _differentiable_gradients(
@@ -243,7 +244,7 @@ def layer(
 def is_traced(data: Tensor) -> bool:
     """Whether the call is recorded or transformed rather than simply run."""
     compiling = torch.compiler.is_compiling() or _is_exporting()
-    fake = data.is_meta or isinstance(data, torch._subclasses.FakeTensor)
+    fake = data.is_meta or is_fake(data)
     return compiling or fake or _is_jit_tracing() or _transformed()
 
 
@@ -257,7 +258,7 @@ def _is_recorded_for_onnx(data: Tensor) -> bool:
     """Whether `torch.onnx.export`, not in its TorchScript form, records this very call."""
     # Export is said to be under way in all threads; where numbers are wanted, data are real.
     exporting = _is_exporting() and torch.onnx.is_in_onnx_export()
-    return exporting and isinstance(data, torch._subclasses.FakeTensor)
+    return exporting and is_fake(data)
 
 
 def _is_jit_tracing() -> bool:
@@ -270,5 +271,4 @@ def _transformed() -> bool:
         return False
     if torch.onnx.is_in_onnx_export():
         return True
-    forward_mode: int = torch.autograd.forward_ad._current_level
-    return forward_mode >= 0 or bool(torch._C._are_functorch_transforms_active())
+    return forward_mode_is_on() or functions_are_transformed()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, SupportsIndex
 
+from .._checks import as_bool, as_integer, as_number
 from .._model import as_targets
 
 SHAPES = {"linear": 1, "squared": 2, "cubic": 3}
@@ -50,10 +50,10 @@ class Phase:
         warmup: int = 0,
     ) -> None:
         """Check the arguments, and copy them."""
-        object.__setattr__(self, "start", as_count(start, "start"))
+        object.__setattr__(self, "start", as_integer(start, "start", least=0))
         object.__setattr__(self, "train", tuple(as_targets(train, "train")))
         object.__setattr__(self, "lr", as_rates(lr))
-        object.__setattr__(self, "warmup", as_count(warmup, "warmup"))
+        object.__setattr__(self, "warmup", as_integer(warmup, "warmup", least=0))
 
     @property
     def sets_rates(self) -> bool:
@@ -86,13 +86,12 @@ class Annealing:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        as_length(self.total, "total")
+        as_integer(self.total, "total", least=1)
         if not 0 < as_number(self.t0, "t0") <= 1:
             raise ValueError(f"`t0` must be above 0 and at most 1, got {self.t0!r}")
         if self.how not in tuple(SHAPES):  # a list would have no hash
             raise ValueError(f"`how` must be one of {', '.join(SHAPES)}, got {self.how!r}")
-        if not isinstance(self.scaled, bool):
-            raise TypeError(f"`scaled` must be a bool, got {self.scaled!r}")
+        as_bool(self.scaled, "scaled")
 
     def end_of(self, group: int) -> float:
         """The fraction of the training after which a group is frozen for good."""
@@ -173,31 +172,6 @@ def raise_all(mistakes: Sequence[str]) -> None:
     if mistakes:
         lines = "".join(f"\n  - {mistake}" for mistake in mistakes)
         raise ValueError(f"the schedule cannot be followed, for {len(mistakes)} reasons:{lines}")
-
-
-def as_length(value: Any, argument: str) -> int:
-    """A positive integer."""
-    if (length := as_count(value, argument)) < 1:
-        raise ValueError(f"`{argument}` must be at least 1, got {length}")
-    return length
-
-
-def as_count(value: Any, argument: str) -> int:
-    """A non-negative integer."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise TypeError(f"`{argument}` must be an integer, got {value!r}")
-    if (count := value.__index__()) < 0:
-        raise ValueError(f"`{argument}` must not be negative, got {count}")
-    return count
-
-
-def as_number(value: Any, argument: str) -> float:
-    """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"`{argument}` must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"`{argument}` must be finite, got {value!r}")
-    return float(value)
 
 
 def _as_rate(value: Any, argument: str) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from .._checks import as_integer, did_you_mean
 from .._model import Tree, quote, resolve, within
-from .phase import Annealing, Phase, as_length
+from .phase import Annealing, Phase
 
 Rates = float | Mapping[str, float] | None
 Group = tuple[str, ...]
@@ -19,7 +19,7 @@ def gradual_unfreezing(
 ) -> tuple[Phase, ...]:
     """Head; then RNN layers from the top; then all that remains of the encoder."""
     inside, _ = _sides(tree, encoder, head)
-    every = as_length(every, "every")
+    every = as_integer(every, "every", least=1)
     groups = [head]
     for path, rnn in reversed(_rnn_layers(tree, inside)):
         groups.append(path)
@@ -35,7 +35,7 @@ def chain_thaw(
 ) -> tuple[Phase, ...]:
     """The head; each other layer alone, input side first; then all."""
     inside, _ = _sides(tree, encoder, head)
-    every = as_length(every, "every")
+    every = as_integer(every, "every", least=1)
     stages = [(head,), *_layers(tree, inside), (head, encoder)]
     first, *others = _in_turn(stages, every, lr)
     if isinstance(lr, Mapping) or lr is None:
@@ -48,7 +48,7 @@ def linear_probing(
 ) -> tuple[Phase, ...]:
     """The head on a frozen encoder, then both."""
     _sides(tree, encoder, head)
-    return _in_turn([[head], [head, encoder]], as_length(every, "every"), lr)
+    return _in_turn([[head], [head, encoder]], as_integer(every, "every", least=1), lr)
 
 
 def progressive_freezing(
@@ -97,12 +97,6 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
             )
     if "total" in known and "total" not in arguments:
         raise ValueError(f"{name} needs `total`, the length of the training in epochs")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A suggestion, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _in_turn(stages: Iterable[Iterable[str]], every: int, lr: Any) -> tuple[Phase, ...]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .._checks import as_integer, as_module, as_number
 from .._freezing import Freeze
 from .._model import Target, Tree, as_targets
 from .._optimizers import as_optimizers
 from . import recipes
-from .phase import Annealing, Phase, as_length, as_number, as_phases, described
+from .phase import Annealing, Phase, as_phases, described
 from .resolved import ResolvedSchedule, resolve_schedule
 
 if TYPE_CHECKING:
@@ -153,8 +154,7 @@ class FreezeSchedule:
 
     def try_resolve(self, module: nn.Module) -> tuple[ResolvedSchedule, list[str]]:
         """As `resolve`, but return the mistakes, so that they can be said with others."""
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
+        as_module(module)
         return resolve_schedule(self.for_model(module), module)
 
     def for_model(self, model: nn.Module) -> FreezeSchedule:
@@ -360,7 +360,9 @@ class FreezeSchedule:
         """
         from .view import preview
 
-        return preview(self.resolve(_as_model(model)), as_length(epochs, "epochs"))
+        return preview(
+            self.resolve(as_module(model, "model")), as_integer(epochs, "epochs", least=1)
+        )
 
     def plot(self, model: nn.Module, epochs: int, ax: Axes | None = None) -> Axes:
         """Draw who trains when, at which rates, and how many parameters, with matplotlib.
@@ -376,7 +378,9 @@ class FreezeSchedule:
         """
         from .view import plot
 
-        return plot(self.resolve(_as_model(model)), as_length(epochs, "epochs"), ax)
+        return plot(
+            self.resolve(as_module(model, "model")), as_integer(epochs, "epochs", least=1), ax
+        )
 
     def describe(self) -> dict[str, Any]:
         """The schedule as plain types (dicts, lists, strings, numbers): what its YAML file says."""
@@ -462,11 +466,5 @@ def _as_time(epoch: Any) -> float:
     return when
 
 
-def _as_model(model: Any) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
-    return model
-
-
 def _as_tree(model: Any) -> Tree:
-    return Tree(_as_model(model))
+    return Tree(as_module(model, "model"))

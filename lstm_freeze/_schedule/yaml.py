@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .._checks import as_integer, did_you_mean
 from .._model import as_targets
-from .phase import Annealing, Phase, as_length, as_rates, described, wrong_starts
-from .recipes import argument_names, did_you_mean
+from .phase import Annealing, Phase, as_rates, described, wrong_starts
+from .recipes import argument_names
 
 try:
     import yaml
@@ -108,8 +109,8 @@ class _Reader:
         checks: dict[str, Callable[[Any], Any]] = {
             "encoder": _as_target,
             "head": _as_target,
-            "every": lambda v: as_length(v, "every"),
-            "total": lambda v: as_length(v, "total"),
+            "every": lambda v: as_integer(v, "every", least=1),
+            "total": lambda v: as_integer(v, "total", least=1),
             "lr": as_rates,
             "t0": lambda v: Annealing((("*",),), 1, v, "cubic", True).t0,
             "how": lambda v: Annealing((("*",),), 1, 1, v, True).how,

@@ -1,0 +1,113 @@
+"""Every private name of torch that this package uses, each with what serves where it is gone.
+
+Torch promises nothing about these names. None of them may stop the import or an ordinary call:
+where a name is missing, the fallback says less or asks more, and its docstring says which.
+"""
+
+from __future__ import annotations
+
+import sys
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def _look_up(dotted: str) -> Any:
+    """What a dotted name inside torch stands for, or None where this torch has it no more."""
+    place, _, name = f"torch.{dotted}".rpartition(".")
+    # A function may hide the module of its name: torch.nn.utils.spectral_norm.
+    try:
+        owner = sys.modules.get(place) or attrgetter(place.removeprefix("torch."))(torch)
+        return getattr(owner, name)
+    except AttributeError:
+        return None
+
+
+_NORM_BASE = "nn.modules.batchnorm._NormBase"
+_DROPOUT_BASE = "nn.modules.dropout._DropoutNd"
+_PUBLIC_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+_PUBLIC_DROPOUTS = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+
+
+def has_running_statistics(module: nn.Module) -> bool:
+    """Whether a batch or instance norm keeps running statistics; else torch's public ones count."""
+    bases = _look_up(_NORM_BASE) or _PUBLIC_NORMS
+    return isinstance(module, bases) and getattr(module, "running_mean", None) is not None
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Whether a module is a dropout layer of torch.nn; without the base class, a public one."""
+    return isinstance(module, _look_up(_DROPOUT_BASE) or _PUBLIC_DROPOUTS)
+
+
+def is_spectral_norm(module: nn.Module) -> bool:
+    """Whether a module is the parametrization of spectral_norm; else its buffers tell."""
+    kind = _look_up("nn.utils.parametrizations._SpectralNorm")
+    if kind is not None:
+        return isinstance(module, kind)
+    return {"_u", "_v"} <= module._buffers.keys()
+
+
+def is_old_spectral_norm(hook: Any) -> bool:
+    """Whether a forward pre-hook is the old-style spectral norm; else its attributes tell."""
+    kind = _look_up("nn.utils.spectral_norm.SpectralNorm")
+    if isinstance(kind, type):
+        return isinstance(hook, kind)
+    return hasattr(hook, "n_power_iterations") and hasattr(hook, "compute_weight")
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape and no numbers, as under torch.compile and torch.export."""
+    kind = _look_up("_subclasses.FakeTensor")
+    if kind is not None:
+        return isinstance(tensor, kind)
+    return hasattr(tensor, "fake_mode")
+
+
+def is_batched_gradient(grad: Tensor | None) -> bool:
+    """Whether `torch.autograd.grad(..., is_grads_batched=True)` is at work.
+
+    Without the name: no, and such a call raises torch's error that there is no batching rule.
+    """
+    asks = _look_up("_C._functorch.is_legacy_batchedtensor")
+    return grad is not None and asks is not None and bool(asks(grad))
+
+
+def forward_mode_is_on() -> bool:
+    """Whether forward-mode AD is at work; without the name: no, and torch raises in such a call."""
+    level = _look_up("autograd.forward_ad._current_level")
+    return level is not None and level >= 0
+
+
+def functions_are_transformed() -> bool:
+    """Whether torch.func is at work; without the name: no, and torch raises in such a call."""
+    asks = _look_up("_C._are_functorch_transforms_active")
+    return asks is not None and bool(asks())
+
+
+def reduced_tensors(ddp: DistributedDataParallel) -> int | None:
+    """How many parameters DDP's reducer holds; None where it cannot be asked."""
+    asks = getattr(ddp, "_get_ddp_logging_data", None)
+    found: int | None = None if asks is None else asks().get("num_parameter_tensors")
+    return found
+
+
+def has_comm_hook(ddp: DistributedDataParallel) -> bool:
+    """Whether DDP has a communication hook; where it cannot be asked: yes, so none is set."""
+    asks = getattr(ddp, "_get_ddp_logging_data", None)
+    return asks is None or bool(asks().get("comm_hook"))
+
+
+def reduced_parameters(ddp: DistributedDataParallel) -> list[nn.Parameter] | None:
+    """The parameters whose gradients DDP's reducer averages; None where it cannot be asked."""
+    asks = getattr(ddp.reducer, "_get_zeros_like_grad_buckets", None)
+    return None if asks is None else [p for bucket in asks() for p in bucket.parameters()]
