@@ -2,21 +2,27 @@
 
 import itertools
 import math
+import struct
+import zlib
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lstm_freeze._hashing import tensors
-from lstm_freeze._hashing.tensors import (
+from lstm_freeze._hashing import bits as bits_file
+from lstm_freeze._hashing import (
     bits_of,
+    column_hashes,
     difference,
     fingerprints,
     has_bits,
+    row_hashes,
     same_bits,
     tensor_of,
+    word_sums,
 )
+from lstm_freeze._hashing.fingerprints import ROW, _weights, little_endian
 
 DTYPES = [
     torch.bool,
@@ -34,7 +40,6 @@ DTYPES = [
     torch.float8_e4m3fn,
     torch.float8_e5m2,
 ]
-ROW = tensors._ROW
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -45,6 +50,9 @@ def same_fingerprint(a: Tensor, b: Tensor) -> bool:
     return fingerprints([a])[0] == fingerprints([b])[0]
 
 
+NEEDS_EXTENSION = pytest.mark.skipif(
+    not word_sums.has_extension(), reason="the extension is not built: no C compiler"
+)
 COMPARISONS = pytest.mark.parametrize("equal", [same, same_fingerprint])
 
 
@@ -155,7 +163,7 @@ def test_no_two_of_many_small_changes_have_one_fingerprint():
 def test_weights_of_a_fingerprint_leave_no_sign_pair_that_cancels():
     # Two flipped signs cancel if the weights of their places agree modulo 2**33, up to sign.
     for level in range(3):
-        low, high = (w.tolist() for w in tensors._weights(level, torch.device("cpu")))
+        low, high = (w.tolist() for w in _weights(level, torch.device("cpu")))
         odd = [(w << 32) + v for w, v in zip(low, high, strict=True)]
         seen = [sign * w % 2**33 for w in (*low, *odd) for sign in (1, -1)]
         assert len(set(seen)) == len(seen)
@@ -210,7 +218,7 @@ def test_a_difference_knows_integers_complex_numbers_and_several_pieces(monkeypa
         2,
     )
     assert difference(torch.tensor([3 + 4j]), torch.tensor([0j])) == (1, 5.0)
-    monkeypatch.setattr(tensors, "_PIECE", 4)
+    monkeypatch.setattr(bits_file, "_PIECE", 4)
     old, new = torch.zeros(11), torch.zeros(11)
     new[[0, 5, 10]] = torch.tensor([1.0, 9.0, 2.0])
     assert difference(new, old) == (3, 9.0)
@@ -235,15 +243,17 @@ def test_a_fingerprint_is_the_same_on_every_device():
             assert not same(tensor.cuda(), other.cuda())
 
 
-@pytest.mark.skipif(tensors._extension is None, reason="the extension is not built: no C compiler")
+@pytest.mark.skipif(
+    not word_sums.has_extension(), reason="the extension is not built: no C compiler"
+)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (70, 2048), (2, 7), (0, 4)])
 def test_native_and_torch_sums_are_the_same_numbers(shape, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randint, -(2**63), 2**63 - 1, generator=generator)
     table, low, high = draw(shape), draw(shape[1:]), draw(shape[1:])
-    native = tensors.row_sums(table, low, high)
-    monkeypatch.setattr(tensors, "_extension", None)
-    assert torch.equal(native, tensors.row_sums(table, low, high))
+    native = word_sums.row_sums(table, low, high)
+    monkeypatch.setattr(word_sums, "_extension", None)
+    assert torch.equal(native, word_sums.row_sums(table, low, high))
     exact = [
         sum(w * x + v * (x >> 32) for x, w, v in zip(row, low.tolist(), high.tolist(), strict=True))
         for row in table.tolist()
@@ -251,7 +261,9 @@ def test_native_and_torch_sums_are_the_same_numbers(shape, monkeypatch):
     assert [x % 2**64 for x in native.tolist()] == [x % 2**64 for x in exact]
 
 
-@pytest.mark.skipif(tensors._extension is None, reason="the extension is not built: no C compiler")
+@pytest.mark.skipif(
+    not word_sums.has_extension(), reason="the extension is not built: no C compiler"
+)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_native_and_torch_fingerprints_are_the_same(threads, monkeypatch):
     several = [
@@ -266,7 +278,7 @@ def test_native_and_torch_fingerprints_are_the_same(threads, monkeypatch):
         native = fingerprints(several)
     finally:
         torch.set_num_threads(before)
-    monkeypatch.setattr(tensors, "_extension", None)
+    monkeypatch.setattr(word_sums, "_extension", None)
     assert native == fingerprints(several)
     assert native == [fingerprints([tensor])[0] for tensor in several]
 
@@ -276,3 +288,136 @@ def test_a_fingerprint_is_made_under_another_default_device():
     expected = fingerprints([tensor])
     with torch.device("meta"):
         assert fingerprints([tensor]) == expected
+
+
+# Views whose strides torch's is_contiguous() does not look at
+
+
+def one_element_with_a_stride():
+    tensor = torch.arange(1.0, 6.0).view(1, 5)[:, 0]
+    assert tensor.stride() == (5,)
+    assert tensor.is_contiguous()
+    return tensor
+
+
+ODD_VIEWS = {
+    "one element": one_element_with_a_stride,
+    "one row of a transpose": lambda: torch.arange(6.0)[:1].view(1, 1).as_strided((1, 1), (3, 7)),
+    "a column of one": lambda: torch.arange(5.0).as_strided((5, 1), (1, 5)),
+    "none": lambda: torch.zeros(3, 5)[:0, 2],
+    "one half": lambda: torch.arange(6).half().view(1, 6)[:, 3],
+    "8 bytes": lambda: torch.arange(6.0).double().view(1, 6)[:, 3],
+    "between two words": lambda: torch.arange(6.0).view(1, 6)[:, 3],
+}
+
+
+@pytest.mark.parametrize("make", ODD_VIEWS.values(), ids=ODD_VIEWS)
+def test_views_with_strides_of_dimensions_of_size_1(make):
+    tensor = make()
+    plain = torch.tensor(tensor.tolist(), dtype=tensor.dtype).view(tensor.shape)
+    assert same(tensor, plain)
+    assert same(tensor_of(bits_of(tensor, copy=True)), plain)
+    assert fingerprints([tensor]) == fingerprints([plain])
+    if plain.numel():
+        assert not same(tensor, plain + 1)
+        assert not same_fingerprint(tensor, plain + 1)
+        assert difference(plain + 1, tensor) == (plain.numel(), 1.0)
+    rows = tensor.view(len(tensor), -1) if tensor.numel() else tensor.view(0, 3)
+    assert torch.equal(
+        row_hashes(rows), row_hashes(rows.clone(memory_format=torch.contiguous_format))
+    )
+
+
+def test_memory_that_begins_between_two_words():
+    memory = torch.frombuffer(bytearray(range(1, 42)), dtype=torch.uint8, offset=1)
+    assert memory.data_ptr() % 8
+    assert bits_of(memory).words.data_ptr() % 8 == 0
+    assert same(memory, memory.clone())
+    assert fingerprints([memory]) == fingerprints([memory.clone()])
+    assert torch.equal(row_hashes(memory.view(5, 8)), row_hashes(memory.clone().view(5, 8)))
+
+
+# Values that may stand in files
+
+
+def counted(count, dtype):
+    return (torch.arange(count) % 251).to(dtype)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_fingerprints_are_what_they_have_always_been(native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(word_sums, "_extension", None)
+    tensors = [
+        counted(0, torch.float32),
+        counted(3, torch.float32),
+        counted(5000, torch.float32),
+        counted(ROW * (ROW + 1) + 7, torch.float32),
+        counted(5000, torch.float64),
+        counted(3, torch.bfloat16),
+        counted(5000, torch.float16),
+        counted(3, torch.int8),
+        counted(5000, torch.bool),
+        counted(5000, torch.complex64),
+    ]
+    assert [f"{value:016x}" for value in fingerprints(tensors)] == [
+        "2b5c89b568e5dab1",
+        "a68adf921e3f41ad",
+        "8a83b0360f418f47",
+        "63f41b9a97451100",
+        "74c011eddfebcf32",
+        "5e104ff11437585c",
+        "9692bb6f28d84066",
+        "61f943b0c4cb61c3",
+        "9c54547ec8d197ea",
+        "a4599e864804402d",
+    ]
+
+
+def test_a_fingerprint_is_defined_by_values_and_not_by_the_memory_of_a_machine():
+    """Worked out in Python from the little-endian bytes of the values alone."""
+    values = [0.5 * i - 3 for i in range(5)]
+    memory = struct.pack("<5f", *values) + b"\0" * 4
+    words = struct.unpack("<3q", memory)
+    low, high = (w.tolist() for w in _weights(0, torch.device("cpu")))
+    whole = sum(w * x + v * (x >> 32) for x, w, v in zip(words[:2], low, high, strict=False))
+    low, high = (w.tolist() for w in _weights(1, torch.device("cpu")))
+    signed = (whole + 2**63) % 2**64 - 2**63
+    pair = zip((signed, words[2]), low, high, strict=False)
+    total = sum(w * x + v * (x >> 32) for x, w, v in pair)
+    form = zlib.crc32(b"torch.float32(5,)") * 0x9E3779B97F4A7C15
+    assert fingerprints([torch.tensor(values)]) == [(total + form) % 2**64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_of_a_big_endian_machine_become_those_of_a_little_endian_one(dtype):
+    tensor = random_bits(11, dtype)
+    size = tensor.element_size() // (2 if dtype.is_complex else 1)
+    swapped = tensor.view(torch.uint8).view(-1, size).flip(1).view(-1).view(dtype)
+    here = little_endian(bits_of(swapped))  # words are swapped, too, on a machine of that kind
+    words = here.words.view(torch.uint8).view(-1, 8).flip(1).view(-1)
+    assert torch.equal(torch.cat([words, here.rest]), tensor.view(torch.uint8))
+
+
+def test_weights_are_those_of_the_reference_generator():
+    drawn = torch.randint(
+        0, 256, (64,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0x5EED)
+    )
+    expected = struct.unpack("<8q", bytes(drawn.tolist()))
+    found = word_sums.weights(0x5EED, 2, 4, torch.device("cpu"))
+    assert found.flatten().tolist() == [word | 1 for word in expected]
+
+
+# Rows and columns
+
+
+def test_a_row_has_a_hash_of_its_bits_and_a_column_one_of_its_rows_in_order():
+    rows = random_bits(6 * 5, torch.float32).view(6, 5)
+    hashes = row_hashes(rows)
+    assert torch.equal(hashes[:, 2], row_hashes(rows[2:3])[:, 0])
+    assert len(set(hashes.flatten().tolist())) == 12
+    samples = column_hashes(hashes.view(2, 3, 2))
+    turned = column_hashes(hashes.view(2, 3, 2).flip(1))
+    assert (samples != turned).all()
+    longer = torch.cat([hashes.view(2, 3, 2), hashes.new_zeros(2, 4, 2)], 1)
+    assert torch.equal(column_hashes(longer), samples)

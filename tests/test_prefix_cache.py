@@ -568,16 +568,14 @@ def test_an_input_of_another_dtype_with_the_same_bits_misses():
 
 
 def test_a_default_device_is_not_taken_for_the_inputs():
-    from lstm_freeze._cache import samples
-    from lstm_freeze._hashing import tensors
+    from lstm_freeze._hashing.word_sums import weights
 
     lstm = BiLSTM(4, 5).requires_grad_(False)
     lstm.prefix_cache = PrefixCache()
     rows = [torch.randn(n, 4) for n in (4, 3, 2)]
     both = [nn.utils.rnn.pack_sequence(rows[:k]) for k in (2, 3)]
     dense = torch.randn(3, 2, 4)
-    tensors._weights.cache_clear()
-    samples._drawn.cache_clear()
+    weights.cache_clear()
     with torch.device("meta"):
         outputs = [lstm(x)[0] for x in (*both, dense)]
     assert lstm.prefix_cache.stats()["hits"] == 2

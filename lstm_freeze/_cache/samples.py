@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .._hashing import row_sums
+from .._hashing import column_hashes, row_hashes
 from .._rnn import Rows, check_packed, reverse_rows
 
 
@@ -76,58 +75,12 @@ def rows_of(samples: Sequence[Tensor], like: Rows) -> tuple[Rows, Seats]:
 
 
 def contents(rows: Rows, seats: Seats) -> list[tuple[int, int]]:
-    """A 128-bit hash of each sample's rows: two multilinear hashes modulo 2**64.
-
-    Each weighs both halves of every 8-byte word with fixed random numbers, first within a row, then
-    over the rows of a sample (compare _bits.py, which says how well this tells inputs apart).
-    """
-    words = _words(rows.data.flatten(0, -2))
-    low, high = _weights(words.shape[1], words.device)
-    sums = torch.stack([row_sums(words, low[k], high[k]) for k in range(2)])
+    """A 128-bit hash of each sample's rows."""
+    hashes = row_hashes(rows.data.flatten(0, -2))
     if seats.runs is None:
-        sums = sums.view(2, -1, len(seats.lengths))
+        hashes = hashes.view(2, -1, len(seats.lengths))
     else:
         # Steps that a sample does not have are zeros, which add nothing.
-        padded = sums.new_zeros(2, *seats.runs.shape)
-        sums = padded.masked_scatter_(seats.runs, sums)
-    low, high = _weights(sums.shape[1], words.device, salt=1)
-    total = _weighted(sums, low[..., None], high[..., None]).sum(1)
-    first, second = total.tolist()
+        hashes = hashes.new_zeros(2, *seats.runs.shape).masked_scatter_(seats.runs, hashes)
+    first, second = column_hashes(hashes).tolist()
     return list(zip(first, second, strict=True))
-
-
-def _words(rows: Tensor) -> Tensor:
-    """The memory of each row as 8-byte words, padded with zeros."""
-    memory = rows.detach().contiguous().view(torch.uint8)
-    if memory.shape[1] % 8:
-        memory = F.pad(memory, (0, -memory.shape[1] % 8))
-    elif memory.storage_offset() % 8:
-        memory = memory.clone()
-    return memory.view(torch.int64)
-
-
-def _weighted(words: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    return (words >> 32).mul_(high).addcmul_(words, low)
-
-
-def _weights(count: int, device: torch.device, salt: int = 0) -> tuple[Tensor, Tensor]:
-    """For both hashes, (2, count) each: odd random words for the whole and for the upper half.
-
-    Places and times have words of their own (`salt`): with the same ones, the transpose of a
-    sample would have its hash.
-    """
-    low, high = _drawn(-(-count // 1024), device, salt)
-    return low[:, :count], high[:, :count]
-
-
-@functools.lru_cache(maxsize=64)
-def _drawn(chunks: int, device: torch.device, salt: int) -> tuple[Tensor, Tensor]:
-    drawn = []
-    for chunk in range(chunks):
-        generator = torch.Generator().manual_seed(0xF00D + 2 * chunk + salt)
-        memory = torch.randint(
-            0, 256, (4, 8 * 1024), dtype=torch.uint8, generator=generator, device="cpu"
-        )
-        drawn.append(memory.view(torch.int64) | 1)
-    table = torch.cat(drawn, 1).to(device)
-    return table[0::2], table[1::2]

@@ -1,6 +1,6 @@
 /* The sums behind fingerprints, sum(low * word + high * (word >> 32)) modulo 2^64, at the speed of
  * memory. Integers only, so every way to add them up gives the same number as the torch operations
- * of lstm_freeze/_bits.py, which serve where this extension is not built.
+ * of word_sums.py, which serve where this extension is not built.
  */
 #define PY_SSIZE_T_CLEAN
 #include <pyconfig.h>

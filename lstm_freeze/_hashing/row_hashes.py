@@ -1,0 +1,46 @@
+"""128-bit hashes of rows, and of columns of rows: two multilinear hashes modulo 2**64 each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .bits import as_bytes, as_words
+from .word_sums import row_sums, weights
+
+_CHUNK = 1024  # places whose weights are drawn together
+_OF_ROWS, _OF_COLUMNS = 0xF00D, 0xF00E  # with the same weights, a transpose would keep its hash
+
+
+def row_hashes(rows: Tensor) -> Tensor:
+    """Two hashes of the bits of each row (N, F): (2, N) words."""
+    words = _row_words(rows)
+    low, high = _weights(_OF_ROWS, words.shape[1], words.device)
+    return torch.stack([row_sums(words, low[k], high[k]) for k in range(2)])
+
+
+def column_hashes(hashes: Tensor) -> Tensor:
+    """What hashes (2, T, B) make together, for each column: (2, B). A zero adds nothing.
+
+    So a sample of fewer rows than T has zeros for the others, and the same hash for any T.
+    """
+    low, high = _weights(_OF_COLUMNS, hashes.shape[1], hashes.device)
+    upper = (hashes >> 32).mul_(high[..., None])
+    return upper.addcmul_(hashes, low[..., None]).sum(1)
+
+
+def _row_words(rows: Tensor) -> Tensor:
+    """The memory of each row as 8-byte words, padded with zeros."""
+    memory = as_bytes(rows.detach()).view(len(rows), rows.shape[1] * rows.element_size())
+    if memory.shape[1] % 8:
+        memory = F.pad(memory, (0, -memory.shape[1] % 8))
+    return as_words(memory)
+
+
+def _weights(seed: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(2, count) weights of the whole words and of their upper halves, for both hashes."""
+    chunks = range(max(1, -(-count // _CHUNK)))
+    drawn = [weights(seed + 2 * chunk, 4, _CHUNK, device) for chunk in chunks]
+    table = (drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1))[:, :count]
+    return table[0::2], table[1::2]
