@@ -38,13 +38,8 @@ class GradualUnfreezing(FreezeScheduler):
         advance: Plateau | None = None,
     ) -> None:
         """Check the arguments."""
-        every_n_epochs = as_integer(every_n_epochs, "every_n_epochs", least=1)
-        for name, target in (("encoder", encoder), ("head", head)):
-            if not isinstance(target, str):
-                raise TypeError(f"`{name}` must be one target (a string), got {target!r}")
-            if not target:
-                raise ValueError(f"`{name}` must name a part of the module, got ''")
-        schedule = FreezeSchedule.recipe(
-            "gradual_unfreezing", encoder=encoder, head=head, every=every_n_epochs
+        every = as_integer(every_n_epochs, "every_n_epochs", least=1)
+        recipe = FreezeSchedule.recipe(
+            "gradual_unfreezing", encoder=encoder, head=head, every=every
         )
-        super().__init__(schedule, check=check, advance=advance)
+        super().__init__(recipe, check=check, advance=advance)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lstm_freeze._schedule import ResolvedSchedule
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 
-def log_phase(trainer: Trainer, pl_module: LightningModule, resolved: Any, index: int) -> None:
+def log_phase(
+    trainer: Trainer, pl_module: LightningModule, resolved: ResolvedSchedule, index: int
+) -> None:
     """Log phase and rates; once a phase or epoch, since Lightning keeps what was logged."""
     by_step = resolved.schedule.unit == "step"
     values = {
@@ -28,7 +32,7 @@ def log_phase(trainer: Trainer, pl_module: LightningModule, resolved: Any, index
     pl_module.log("phase", float(index), prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
 
-def log_caches(pl_module: LightningModule, resolved: Any) -> None:
+def log_caches(pl_module: LightningModule, resolved: ResolvedSchedule) -> None:
     """Log the statistics of the module's prefix caches, at an epoch's end.
 
     A module's only cache needs no name; several are named by the paths of their RNNs. Each rank

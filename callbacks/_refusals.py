@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from lstm_freeze._schedule import ResolvedSchedule
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -34,7 +37,7 @@ def refuse_sharding(trainer: Trainer, advance: Plateau | None = None) -> None:
         )
 
 
-def ddp_mistakes(model: Any, resolved: Any) -> list[str]:
+def ddp_mistakes(model: nn.Module | None, resolved: ResolvedSchedule) -> list[str]:
     """What DistributedDataParallel, which has just wrapped the module, makes impossible."""
     if not isinstance(model, DistributedDataParallel):
         return []

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lstm_freeze import FreezeSchedule, FrozenGuard, Phase
+from lstm_freeze import FreezeSchedule, FrozenGuard, Phase, Recipe
+from lstm_freeze._schedule import ResolvedSchedule, raise_all
 
 from ._advance import Plateau, PlateauState, monitored, validate, validation_follows
 from ._both import Callback, stage_is_fit
@@ -46,9 +47,9 @@ class FreezeScheduler(Callback):
     on; under DDP those of rank 0.
 
     Args:
-        schedule: A FreezeSchedule; a mapping of epochs to what trains from then on; the path of a
-            YAML file with a schedule or recipe; or a function from the LightningModule to a
-            FreezeSchedule.
+        schedule: A FreezeSchedule or Recipe; a mapping of epochs to what trains from then on; the
+            path of a YAML file with a schedule or recipe; or a function from the LightningModule
+            to a FreezeSchedule or Recipe.
         check: When to compare all that is frozen, bit for bit, by fingerprint: "step" for after
             each optimizer step, "epoch" for each train epoch's end, None for never. Where a
             FrozenWeightsCheck is among the callbacks, that one checks and this one does not.
@@ -68,11 +69,12 @@ class FreezeScheduler(Callback):
         self,
         schedule: (
             FreezeSchedule
+            | Recipe
             | dict[int | str, Any]
             | list[Phase]
             | str
             | os.PathLike[str]
-            | Callable[[nn.Module], FreezeSchedule]
+            | Callable[[nn.Module], FreezeSchedule | Recipe]
         ),
         *,
         check: str | None = "step",
@@ -85,7 +87,7 @@ class FreezeScheduler(Callback):
             raise TypeError(f"`advance` must be a Plateau or None, got {advance!r}")
         self.check = check
         self.advance = advance
-        self.resolved: Any = None
+        self.resolved: ResolvedSchedule | None = None
         self._given = as_schedule(schedule)
         self._plateau = PlateauState()
         self._best: dict[str, Tensor] = {}
@@ -105,7 +107,7 @@ class FreezeScheduler(Callback):
     def state_key(self) -> str:
         """The callback's key in a checkpoint: one scheduler for one scope."""
         schedule = self.resolved.schedule if self.resolved is not None else self._given
-        if not isinstance(schedule, FreezeSchedule):
+        if not isinstance(schedule, (FreezeSchedule, Recipe)):
             return f"FreezeScheduler{{{id(self)}}}"
         scope, exclude = list(schedule.scope), list(schedule.exclude)
         return f"FreezeScheduler{ {'scope': scope, 'exclude': exclude} }"
@@ -170,7 +172,7 @@ class FreezeScheduler(Callback):
         mistakes += self._advance_mistakes(trainer, resolved.schedule)
         if self._restored is not None:
             mistakes += differences(self._restored, self._description(resolved.schedule))
-        resolved.refuse(mistakes)
+        raise_all(mistakes)
         self.resolved = resolved
         send_trainable_only(trainer.model)
         if self._restored is not None and self.advance is not None:
@@ -189,7 +191,7 @@ class FreezeScheduler(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the phase of the epoch and step that a checkpoint brought."""
         refuse_uneven(trainer)
-        if self.resolved.schedule.annealing and math.isinf(trainer.num_training_batches):
+        if self._fitted.schedule.annealing and math.isinf(trainer.num_training_batches):
             raise ValueError(
                 "progressive_freezing needs the length of an epoch, and the training data has "
                 "none; give the Trainer limit_train_batches"
@@ -198,7 +200,8 @@ class FreezeScheduler(Callback):
             self._plateau = replace(self._plateau, began=trainer.current_epoch)
         if self._guard is not None:
             self._guard.step = trainer.global_step
-        self._enter(trainer, self._phase_at(trainer.current_epoch, trainer.global_step))
+        # Since on_fit_start a checkpoint may have brought optimizer state of what is frozen back.
+        self._follow(trainer, again=self._resumed_at is not None)
         if self._plateau.awaits:
             validate(trainer)
         self._decide(trainer, pl_module)
@@ -206,22 +209,22 @@ class FreezeScheduler(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next phase if it is due, and enter the phase of this epoch."""
         self._decide(trainer, pl_module)
-        self._enter(trainer, self._phase_at(trainer.current_epoch, trainer.global_step))
+        self._follow(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Enter the phase of this step, and set the rates of progressive freezing."""
-        schedule = self.resolved.schedule
-        if schedule.unit == "step" and self.advance is None:
-            if self.resolved.index_at(trainer.global_step) != self._index:
-                self._enter(trainer, self.resolved.index_at(trainer.global_step))
-        elif schedule.annealing is not None:
+        resolved = self._fitted
+        if resolved.schedule.unit == "step" and self.advance is None:
+            if (index := resolved.index_at(trainer.global_step)) != self._index:
+                self._enter(trainer, index)
+        elif resolved.schedule.annealing is not None:
             epoch = trainer.current_epoch + batch_idx / float(trainer.num_training_batches)
-            self.resolved.anneal(trainer.optimizers, epoch)
+            resolved.anneal(trainer.optimizers, epoch)
         if not self._logged:
             self._logged = True
-            log_phase(trainer, pl_module, self.resolved, self._index)
+            log_phase(trainer, pl_module, resolved, self._index)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -248,7 +251,7 @@ class FreezeScheduler(Callback):
         """Compare what is frozen, with `check="epoch"`, and log what prefix caches have done."""
         if self._guard is not None and self.check == "epoch":
             self._guard.check(step=trainer.global_step)
-        log_caches(pl_module, self.resolved)
+        log_caches(pl_module, self._fitted)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare once more: averaging callbacks write weights at the end of training."""
@@ -262,27 +265,39 @@ class FreezeScheduler(Callback):
         """Leave the optimizers and the prefix caches."""
         self._detach()
 
+    @property
+    def _fitted(self) -> ResolvedSchedule:
+        """The schedule of the fit that goes on."""
+        assert self.resolved is not None
+        return self.resolved
+
     def _schedule_for(self, pl_module: nn.Module) -> FreezeSchedule:
-        if isinstance(self._given, FreezeSchedule):
-            return self._given
-        schedule = self._given(pl_module)
-        if not isinstance(schedule, FreezeSchedule):
-            raise TypeError(f"`schedule` must return a FreezeSchedule, it returned {schedule!r}")
-        return schedule
+        given = self._given
+        if not isinstance(given, (FreezeSchedule, Recipe)):
+            given = given(pl_module)
+            if not isinstance(given, (FreezeSchedule, Recipe)):
+                raise TypeError(f"`schedule` must return a FreezeSchedule, it returned {given!r}")
+        return given.for_model(pl_module)
 
     def _phase_at(self, epoch: int, step: int) -> int:
         if self.advance is not None:
             return self._plateau.phase
-        by_step = self.resolved.schedule.unit == "step"
-        index: int = self.resolved.index_at(step if by_step else epoch)
-        return index
+        by_step = self._fitted.schedule.unit == "step"
+        return self._fitted.index_at(step if by_step else epoch)
+
+    def _follow(self, trainer: Trainer, again: bool = False) -> None:
+        """Enter the phase of this epoch and step, unless the module is in it already."""
+        index = self._phase_at(trainer.current_epoch, trainer.global_step)
+        if again or not self._fitted.is_entered(index):
+            self._enter(trainer, index)
+        self._logged = False
 
     def _enter(self, trainer: Trainer, index: int) -> None:
         if index != self._index:
             align_buffers(trainer.model)
         self._index = index
-        self.resolved.enter(index, trainer.optimizers)
-        self.resolved.prefixes.enter(index)
+        self._fitted.enter(index, trainer.optimizers)
+        self._fitted.prefixes.enter(index)
         self._logged = False
 
     def _decide(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -294,7 +309,7 @@ class FreezeScheduler(Callback):
         epoch = trainer.current_epoch
         if self.advance is None or self._plateau.decided == epoch:
             return
-        if self._plateau.phase + 1 < len(self.resolved.phases):
+        if self._plateau.phase + 1 < len(self._fitted.phases):
             due = self.advance.is_due(self._plateau, epoch)
             if trainer.strategy.reduce_boolean_decision(due, all=False):
                 self._next_phase(trainer, pl_module)
@@ -334,19 +349,21 @@ class FreezeScheduler(Callback):
             self._guard = None
 
 
-def as_schedule(schedule: Any) -> FreezeSchedule | Callable[[nn.Module], FreezeSchedule]:
+def as_schedule(
+    schedule: Any,
+) -> FreezeSchedule | Recipe | Callable[[nn.Module], FreezeSchedule | Recipe]:
     """What was given as a schedule, or as the function that makes one."""
-    if isinstance(schedule, FreezeSchedule):
+    if isinstance(schedule, (FreezeSchedule, Recipe)):
         return schedule
     if isinstance(schedule, (str, os.PathLike)):
         return FreezeSchedule.from_yaml(schedule)
     if isinstance(schedule, Mapping) and schedule.keys() & {"phases", "recipe"}:
         # What LightningCLI makes of the path of a YAML file: its content.
         return FreezeSchedule.from_description(schedule)
-    if isinstance(schedule, (Mapping, list, tuple)):
+    if isinstance(schedule, (Mapping, Sequence)):
         return FreezeSchedule(schedule)
     if callable(schedule):
-        function: Callable[[nn.Module], FreezeSchedule] = schedule
+        function: Callable[[nn.Module], FreezeSchedule | Recipe] = schedule
         return function
     raise TypeError(
         "`schedule` must be a FreezeSchedule, a mapping start -> targets, the path of a YAML file "
@@ -354,5 +371,6 @@ def as_schedule(schedule: Any) -> FreezeSchedule | Callable[[nn.Module], FreezeS
     )
 
 
-def _has_check(trainer: Any) -> bool:
-    return any(isinstance(callback, FrozenWeightsCheck) for callback in trainer.callbacks)
+def _has_check(trainer: Trainer) -> bool:
+    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(callback, FrozenWeightsCheck) for callback in callbacks)

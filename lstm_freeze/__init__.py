@@ -18,6 +18,7 @@ from ._rnn import ParameterGroup as ParameterGroup
 from ._rnn import replace_lstm as replace_lstm
 from ._schedule import FreezeSchedule as FreezeSchedule
 from ._schedule import Phase as Phase
+from ._schedule import Recipe as Recipe
 
 __all__ = [
     "BiLSTM",
@@ -28,6 +29,7 @@ __all__ = [
     "ParameterGroup",
     "Phase",
     "PrefixCache",
+    "Recipe",
     "Selection",
     "Status",
     "freeze",

@@ -8,6 +8,8 @@ from _fits import LIGHTNINGS, bits, data, fit, lightning, module, names, on, rec
 from torch import nn
 
 from lstm_freeze import FreezeSchedule, FrozenWeightsChanged, Phase, freeze, param_groups
+from lstm_freeze._cache import PrefixLevels
+from lstm_freeze._schedule import ResolvedSchedule
 from lstm_freeze.callbacks import (
     FreezeScheduler,
     FrozenWeightsCheck,
@@ -515,13 +517,42 @@ def test_doing_nothing_costs_nothing():
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             resolved = callback.resolved
             if not calls:
-                for name in ("enter", "freeze"):
-                    inner = getattr(resolved, name)
-                    setattr(resolved, name, lambda *a, n=name, i=inner: (calls.append(n), i(*a)))
+                inner = resolved.enter
+                resolved.enter = lambda *a: (calls.append("enter"), inner(*a))[1]
                 calls.append("begun")
 
     fit(L, m, callback, Counts(), max_epochs=1)
     assert calls == ["begun"]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_phase_is_entered_once_at_a_fits_start(resumed, monkeypatch, tmp_path):
+    """Twice after a resume: the checkpoint's optimizer states come after the first time."""
+    if resumed:
+        before = fit(L, module(L), FreezeScheduler({0: "head"}), max_epochs=1)
+        before.save_checkpoint(tmp_path / "one.ckpt")
+    entered, computed = [], []
+    for kind, name, calls in (
+        (ResolvedSchedule, "enter", entered),
+        (PrefixLevels, "enter", computed),
+    ):
+        inner = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *a, i=inner, c=calls: (c.append(a[1]), i(*a))[1])
+    checkpoint = tmp_path / "one.ckpt" if resumed else None
+    fit(L, module(L), FreezeScheduler({0: "head"}), max_epochs=3, ckpt_path=checkpoint)
+    assert entered == computed == [0] * (1 + resumed)
+
+
+def test_what_was_unfrozen_by_hand_is_frozen_again_at_the_next_epoch():
+    m = module(L)
+
+    class Unfreezes(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            pl_module.encoder.norm.weight.requires_grad_(True)
+
+    watch = recorder(L, lambda t, m: on(m))
+    fit(L, m, FreezeScheduler({0: "head"}), Unfreezes(), watch)
+    assert watch.seen == [names(m, "head")] * 12
 
 
 def test_data_loader_is_deterministic():

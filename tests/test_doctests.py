@@ -18,8 +18,8 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 def modules():
     for package in (lstm_freeze, lstm_freeze.callbacks):
         yield package.__name__
-        for module in pkgutil.iter_modules(package.__path__):
-            yield f"{package.__name__}.{module.name}"
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            yield module.name
 
 
 def examples():

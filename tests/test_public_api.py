@@ -71,7 +71,7 @@ CALLBACK_SIGNATURES = {
 # Arguments beyond the promised ones: optional, and behind them.
 ADDED = {"FreezeSchedule.plot": "model, epochs, ax=None", "FrozenGuard.check": "*, step=None"}
 # Public, but made by the library and not by users.
-RESULTS = {"Freeze", "FrozenWeightsChanged", "ParameterGroup", "Selection", "Status"}
+RESULTS = {"Freeze", "FrozenWeightsChanged", "ParameterGroup", "Recipe", "Selection", "Status"}
 
 
 def written(signature):

@@ -1,12 +1,19 @@
 """The papers' schedules, against METHODS as written in their docstrings."""
 
+import copy
 import math
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from lstm_freeze import FreezeSchedule, param_groups
+import lstm_freeze
+from lstm_freeze import FreezeSchedule, Recipe, param_groups
 
 
 class Encoder(nn.Module):
@@ -203,7 +210,11 @@ class TestProgressiveFreezing:
             ({"total": 2.5}, TypeError, "`total` must be an integer, got 2.5"),
             ({"t0": 0}, ValueError, "`t0` must be above 0 and at most 1, got 0"),
             ({"t0": 1.1}, ValueError, "`t0` must be above 0 and at most 1, got 1.1"),
-            ({"how": "quartic"}, ValueError, "`how` must be one of linear, squared, cubic, got 'q"),
+            (
+                {"how": "quartic"},
+                ValueError,
+                '`how` must be "linear", "squared" or "cubic", got .quartic',
+            ),
             ({"scaled": 1}, TypeError, "`scaled` must be a bool, got 1"),
         ],
     )
@@ -249,8 +260,10 @@ class TestEveryRecipe:
         assert deferred.for_model(m) == make(name, m)
         assert deferred.scope == make(name, m).scope
         deferred.apply(m, 0)
-        with pytest.raises(ValueError, match=f"phases of the recipe {name} follow from a model"):
+        assert isinstance(deferred, Recipe)
+        with pytest.raises(AttributeError, match=f"phases of the recipe {name} follow from a mod"):
             _ = deferred.phases
+        assert pickle.loads(pickle.dumps(deferred)) == deferred == copy.deepcopy(deferred)
 
 
 @pytest.mark.parametrize("name", RECIPES[:3])
@@ -268,9 +281,82 @@ def test_every_is_checked(name, every, error, message):
     [
         ("chain_thw", {}, "no recipe 'chain_thw'; .*; did you mean \"chain_thaw\"?"),
         ("chain_thaw", {"evry": 1}, "chain_thaw takes no 'evry'; .*; did you mean \"every\"?"),
-        ("progressive_freezing", {}, "progressive_freezing needs `total`, the length of the tr"),
+        ("progressive_freezing", {}, "progressive_freezing needs `total`"),
     ],
 )
 def test_recipe_refuses(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         FreezeSchedule.recipe(name, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "error", "message"),
+    [
+        ("chain_thaw", {"every": 0}, ValueError, "`every` must be at least 1, got 0"),
+        ("linear_probing", {"lr": "x"}, TypeError, "`lr` must be a number, got 'x'"),
+        ("gradual_unfreezing", {"head": ["a"]}, TypeError, "`head` must be one target"),
+        ("gradual_unfreezing", {"encoder": ""}, ValueError, "`encoder` must name a part of the m"),
+        ("progressive_freezing", {"total": 3, "t0": 4}, ValueError, "`t0` must be above 0 and at"),
+    ],
+)
+def test_arguments_are_checked_without_a_model(name, arguments, error, message):
+    with pytest.raises(error, match=message):
+        FreezeSchedule.recipe(name, **arguments)
+    with pytest.raises(error, match=message):
+        getattr(FreezeSchedule, name)(Model(), **arguments)
+
+
+def test_all_wrong_arguments_are_said_at_once():
+    with pytest.raises(ValueError, match="for 3 reasons") as caught:
+        FreezeSchedule.recipe("progressive_freezing", evry=1, t0=4)
+    for words in ("takes no 'evry'", "`t0` must be above 0", "needs `total`"):
+        assert words in str(caught.value)
+
+
+FIFTH = '''
+"""The encoder, then the head."""
+
+from ..kinds import as_length, as_part, recipe
+from ..phase import in_turn
+
+
+@recipe(encoder=as_part, head=as_part, pause=as_length)
+def fifth(model, encoder="encoder", head="head", pause=2):
+    """Train the encoder, then the head."""
+    return in_turn([[encoder], [head]], pause, None)
+'''
+USE = r"""
+import pathlib
+from torch import nn
+import lstm_freeze
+from lstm_freeze import FreezeSchedule
+
+assert pathlib.Path(lstm_freeze.__file__).parents[1] == pathlib.Path.cwd()
+model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+recipe = FreezeSchedule.recipe("fifth", pause=3)
+recipe.apply(model, 3)
+assert model["head"].weight.requires_grad and not model["encoder"].weight.requires_grad
+assert recipe.for_model(model) == FreezeSchedule.fifth(model, pause=3)
+assert "the encoder, then the head" in FreezeSchedule.fifth.__doc__
+pathlib.Path("s.yaml").write_text("recipe: fifth\npause: 3\n")
+assert FreezeSchedule.from_yaml("s.yaml") == recipe
+pathlib.Path("s.yaml").write_text("recipe: fifth\npause: 0\n")
+try:
+    FreezeSchedule.from_yaml("s.yaml")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_fifth_recipe_is_one_file(tmp_path):
+    """In a copy of the package, where that file is the only change."""
+    shutil.copytree(Path(lstm_freeze.__file__).parent, tmp_path / "lstm_freeze")
+    (tmp_path / "lstm_freeze" / "_schedule" / "recipes" / "fifth.py").write_text(FIFTH)
+    done = subprocess.run(
+        [sys.executable, "-c", USE],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 's.yaml, line 2, key "pause": `pause` must be at least 1, got 0' in done.stdout

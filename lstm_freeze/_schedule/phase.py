@@ -1,16 +1,13 @@
-"""What a schedule is made of: phases, and the rates of progressive freezing. Plain data."""
+"""What a schedule is made of: phases. Plain data, checked where it is made."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
-from .._checks import as_bool, as_integer, as_number
+from .._checks import as_integer, as_number
 from .._model import as_targets
-
-SHAPES = {"linear": 1, "squared": 2, "cubic": 3}
 
 
 @dataclass(frozen=True, init=False)
@@ -66,58 +63,7 @@ class Phase:
         return f"Phase({self.start}, {list(self.train)}{lr}{warmup})"
 
 
-@dataclass(frozen=True)
-class Annealing:
-    """The rates of progressive freezing: each group's own cosine, which ends where it freezes.
-
-    Attributes:
-        groups: The targets of each group, input side first, the head last.
-        total: The length of the training in epochs.
-        t0: Where the first group freezes, as a fraction of the training, before the shape.
-        how: The shape of the freezing times: linear, squared or cubic.
-        scaled: Whether a group that freezes early learns the faster.
-    """
-
-    groups: tuple[tuple[str, ...], ...]
-    total: int
-    t0: float
-    how: str
-    scaled: bool
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        as_integer(self.total, "total", least=1)
-        if not 0 < as_number(self.t0, "t0") <= 1:
-            raise ValueError(f"`t0` must be above 0 and at most 1, got {self.t0!r}")
-        if self.how not in tuple(SHAPES):  # a list would have no hash
-            raise ValueError(f"`how` must be one of {', '.join(SHAPES)}, got {self.how!r}")
-        as_bool(self.scaled, "scaled")
-
-    def end_of(self, group: int) -> float:
-        """The fraction of the training after which a group is frozen for good."""
-        last = len(self.groups) - 1
-        fraction = self.t0 + (1 - self.t0) * (group / last if last else 1.0)
-        return float(fraction ** SHAPES[self.how])
-
-    def rate(self, group: int, initial: float, epoch: float) -> float:
-        """The rate of a group at an epoch, which may be a fraction of one."""
-        end = self.end_of(group)
-        part = min(epoch / (end * self.total), 1.0)
-        return (initial / end if self.scaled else initial) * (1 + math.cos(math.pi * part)) / 2
-
-    def phases(self) -> tuple[Phase, ...]:
-        """The phases: a group is frozen from the first epoch that begins at or after its end."""
-        ends = [math.ceil(self.end_of(i) * self.total - 1e-9) for i in range(len(self.groups))]
-        starts = sorted({0, *(end for end in ends if end < self.total)})
-        return tuple(
-            Phase(
-                start, [t for g, e in zip(self.groups, ends, strict=True) if e > start for t in g]
-            )
-            for start in starts
-        )
-
-
-def as_phases(phases: Any) -> tuple[Phase, ...]:
+def as_phases(phases: object) -> tuple[Phase, ...]:
     """Phases by start, each checked; all mistakes are said at once."""
     found: list[Phase] = []
     mistakes: list[str] = []
@@ -155,6 +101,13 @@ def wrong_starts(phases: Sequence[Phase]) -> list[str]:
     return wrong
 
 
+def in_turn(
+    stages: Iterable[Iterable[str]], every: int, lr: float | Mapping[str, float] | None
+) -> tuple[Phase, ...]:
+    """A phase for each stage's targets, `every` epochs apart, all with the same rates."""
+    return tuple(Phase(i * every, stage, lr=lr) for i, stage in enumerate(stages))
+
+
 def described(phase: Phase) -> dict[str, Any]:
     """A phase as plain types."""
     found: dict[str, Any] = {"start": phase.start, "train": list(phase.train)}
@@ -183,15 +136,17 @@ def _as_rate(value: Any, argument: str) -> float:
     return rate
 
 
-def as_rates(value: Any) -> float | dict[str, float] | None:
+def as_rates(value: Any, argument: str = "lr") -> float | dict[str, float] | None:
     """A learning rate, or rates by target, checked."""
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        return _as_rate(value, "lr")
+        return _as_rate(value, argument)
     if not value:
-        raise ValueError("`lr` got an empty mapping, which sets nothing; None leaves rates alone")
+        raise ValueError(
+            f"`{argument}` got an empty mapping, which sets nothing; None leaves rates alone"
+        )
     for target in value:
         if not isinstance(target, str):
-            raise TypeError(f"`lr` must map targets (strings) to numbers, got {target!r}")
-    return {target: _as_rate(rate, f"lr[{target!r}]") for target, rate in value.items()}
+            raise TypeError(f"`{argument}` must map targets (strings) to numbers, got {target!r}")
+    return {target: _as_rate(rate, f"{argument}[{target!r}]") for target, rate in value.items()}

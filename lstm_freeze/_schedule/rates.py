@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer, lr_scheduler
 
-from .phase import Annealing
+from .annealing import Annealing
 
 PHASE = "freeze_phase"  # the index of the phase that set the group's rate
 TARGET = "warmup_lr"  # where the warm-up of the group ends

@@ -6,17 +6,21 @@ import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from .._cache import PrefixLevels
-from .._freezing import Freeze, can_train, set_trainable
-from .._model import Part, Tree, numel, quote, resolve
-from .._optimizers import as_optimizers, drop_state, refuse_lbfgs, require_held
+from .._freezing import Freeze, set_trainable
+from .._model import Part, Tree, numel
+from .._optimizers import refuse_lbfgs, require_held
 from . import rates
-from .phase import Phase, raise_all
+from .annealing import Annealing
+from .phase import Phase
+
+if TYPE_CHECKING:
+    from .schedule import FreezeSchedule
 
 Named = dict[str, nn.Parameter]
 
@@ -63,7 +67,7 @@ class ResolvedSchedule:
         self,
         module: nn.Module,
         tree: Tree,
-        schedule: Any,
+        schedule: FreezeSchedule,
         phases: Sequence[ResolvedPhase],
         group_of: Mapping[int, int],
     ) -> None:
@@ -97,7 +101,11 @@ class ResolvedSchedule:
         return bisect.bisect_right(self._starts, when) - 1
 
     def mistakes(
-        self, optimizers: Any, lr_schedulers: Iterable[Any] = (), *, scaled: bool = False
+        self,
+        optimizers: Sequence[Optimizer],
+        lr_schedulers: Iterable[Any] = (),
+        *,
+        scaled: bool = False,
     ) -> list[str]:
         """All that is wrong with these optimizers for this schedule, in words.
 
@@ -107,11 +115,10 @@ class ResolvedSchedule:
             scaled: Whether gradients are scaled (16-bit AMP), which needs something trainable in
                 each optimizer in each phase.
         """
-        optimizers = _each(optimizers)
         return list(
             dict.fromkeys(
                 [
-                    *_caught(partial(require_held, optimizers, self.ever_trained)),
+                    *_caught(partial(require_held, tuple(optimizers), self.ever_trained)),
                     *self._moved_by_lbfgs(optimizers),
                     *self._badly_grouped(optimizers),
                     *self._overwritten(lr_schedulers),
@@ -128,45 +135,45 @@ class ResolvedSchedule:
         self._entered = None
         set_trainable(self._module, self._tree, frozen=never, trainable=ever)
 
-    def enter(self, index: int, optimizers: Any = None) -> Freeze | None:
-        """Bring the module and its optimizers into a phase; None if they were in it already."""
-        optimizers = _each(optimizers)
+    def is_entered(self, index: int) -> bool:
+        """Whether the module was brought into a phase, and is in its state still."""
         phase = self.phases[index]
-        handle = None
-        if self._entered != index or not self._holds(phase):
-            handle = self.freeze(index, optimizers)
-        # A checkpoint that was loaded since may have brought the state of what is frozen back.
-        drop_state(optimizers, phase.frozen.values())
+        return (
+            self._entered == index
+            and all(p.requires_grad for p in phase.train.values())
+            and not any(p.requires_grad or p.grad is not None for p in phase.frozen.values())
+        )
+
+    def enter(self, index: int, optimizers: Sequence[Optimizer] = ()) -> Freeze:
+        """Bring the module and its optimizers into a phase, whatever the state is.
+
+        The rates of a phase are set once; that it was done is in the param groups.
+        """
+        phase = self.phases[index]
+        handle = set_trainable(
+            self._module,
+            self._tree,
+            frozen=phase.frozen,
+            trainable=phase.train,
+            optimizer=optimizers or None,
+            stacklevel=4,
+        )
+        self._entered = index
         if phase.phase.sets_rates or any(p.phase.warmup for p in self.phases):
             before = self.phases[index - 1].ids if index else set()
             newcomers, warmup = phase.ids - before, phase.phase.warmup
             rates.begin(optimizers, index, phase.rates, phase.ids, newcomers, warmup)
         return handle
 
-    def freeze(self, index: int, optimizers: Any = None) -> Freeze:
-        """Freeze and unfreeze for a phase, whatever the state is."""
-        phase = self.phases[index]
-        optimizers = _each(optimizers) or None
-        handle = set_trainable(
-            self._module,
-            self._tree,
-            frozen=phase.frozen,
-            trainable=phase.train,
-            optimizer=optimizers,
-            stacklevel=5,
-        )
-        self._entered = index
-        return handle
-
-    def anneal(self, optimizers: Any, epoch: float) -> None:
+    def anneal(self, optimizers: Sequence[Optimizer], epoch: float) -> None:
         """Set the rates of progressive freezing at an epoch, which may be a fraction of one."""
         if self.schedule.annealing is not None:
-            rates.anneal(_each(optimizers), self.schedule.annealing, self._group_of, epoch)
+            rates.anneal(optimizers, self.schedule.annealing, self._group_of, epoch)
 
-    def rates(self, optimizers: Any, prefix: str = "") -> dict[str, float]:
+    def rates(self, optimizers: Sequence[Optimizer], prefix: str = "") -> dict[str, float]:
         """The present learning rate of every param group, by its name or its number."""
         found: dict[str, float] = {}
-        for optimizer_index, optimizer in enumerate(_each(optimizers)):
+        for optimizer_index, optimizer in enumerate(optimizers):
             for index, group in enumerate(optimizer.param_groups):
                 name = str(group.get("name", index))
                 if f"{prefix}{name}" in found:
@@ -174,19 +181,9 @@ class ResolvedSchedule:
                 found[f"{prefix}{name}"] = float(group["lr"])
         return found
 
-    def first_factor(self, parameter_id: int) -> float:
+    def first_factor(self, annealing: Annealing, parameter_id: int) -> float:
         """By what progressive freezing multiplies a parameter's initial rate at the beginning."""
-        rule = self.schedule.annealing
-        return float(rule.rate(self._group_of[parameter_id], 1.0, 0.0))
-
-    def refuse(self, mistakes: Sequence[str]) -> None:
-        """Raise one ValueError that says all of these mistakes, if there are any."""
-        raise_all(mistakes)
-
-    def _holds(self, phase: ResolvedPhase) -> bool:
-        return all(p.requires_grad for p in phase.train.values()) and not any(
-            p.requires_grad or p.grad is not None for p in phase.frozen.values()
-        )
+        return annealing.rate(self._group_of[parameter_id], 1.0, 0.0)
 
     def _moved_by_lbfgs(self, optimizers: Sequence[Optimizer]) -> Iterator[str]:
         for phase in self.phases:
@@ -243,89 +240,8 @@ class ResolvedSchedule:
                     )
 
 
-def resolve_schedule(schedule: Any, module: nn.Module) -> tuple[ResolvedSchedule, list[str]]:
-    """Find the parameters of every phase; also everything that is wrong, in words."""
-    tree = Tree(module)
-    names, mistakes = _scope(tree, schedule)
-    inside = tree.distinct(names)
-    phases = []
-    for phase in schedule.phases:
-        resolved, wrong = _resolve_phase(tree, phase, names, inside, schedule.unit)
-        phases.append(resolved)
-        mistakes += wrong
-    group_of: dict[int, int] = {}
-    if schedule.annealing is not None:
-        for index, targets in reversed(list(enumerate(schedule.annealing.groups))):
-            for name in _union(tree, targets, "groups=", mistakes) & names:
-                group_of.setdefault(id(tree.parameters[name]), index)
-    return ResolvedSchedule(module, tree, schedule, phases, group_of), list(dict.fromkeys(mistakes))
-
-
-def _scope(tree: Tree, schedule: Any) -> tuple[set[str], list[str]]:
-    mistakes: list[str] = []
-    names = _union(tree, schedule.scope, "scope=", mistakes)
-    if schedule.exclude:
-        names -= _union(tree, schedule.exclude, "exclude=", mistakes)
-    if not (names or mistakes):
-        mistakes.append(f"exclude={list(schedule.exclude)} leaves nothing in the scope")
-    return names, mistakes
-
-
-def _union(tree: Tree, targets: Iterable[str], argument: str, mistakes: list[str]) -> set[str]:
-    names: set[str] = set()
-    for target in targets:
-        try:
-            names |= resolve(tree, target, argument)
-        except ValueError as error:
-            mistakes.append(str(error))
-    return set(tree.all_names(names))
-
-
-def _resolve_phase(
-    tree: Tree, phase: Phase, names: set[str], inside: Named, unit: str
-) -> tuple[ResolvedPhase, list[str]]:
-    wrong: list[str] = []
-    chosen: set[str] = set()
-    for target in phase.train:
-        found = _union(tree, (target,), "", wrong)
-        if found and names and not found & names:
-            wrong.append(
-                f"{quote(target)} lies outside the schedule's scope, so the schedule leaves it "
-                "alone; widen scope= or name less in exclude="
-            )
-        chosen |= found & names
-    train = {n: p for n, p in tree.distinct(chosen).items() if can_train(p)}
-    ids = {id(p) for p in tree.distinct(chosen).values()}
-    if chosen and not train:
-        wrong.append("leaves nothing that can train (integer parameters cannot); name more")
-    rates = _resolve_rates(tree, phase, {id(p) for p in train.values()}, wrong)
-    frozen = {n: p for n, p in inside.items() if id(p) not in ids}
-    at = f"phase at {unit} {phase.start}: "
-    return ResolvedPhase(phase, train, frozen, rates), [at + mistake for mistake in wrong]
-
-
-def _resolve_rates(
-    tree: Tree, phase: Phase, trained: set[int], wrong: list[str]
-) -> Mapping[int, float]:
-    if phase.lr is None:
-        return {}
-    if not isinstance(phase.lr, Mapping):
-        return dict.fromkeys(trained, phase.lr)
-    rates: dict[int, float] = {}
-    for target, rate in phase.lr.items():
-        for name in _union(tree, (target,), "lr=", wrong):
-            if (key := id(tree.parameters[name])) in trained:
-                rates.setdefault(key, rate)
-    return rates
-
-
 def _caught(check: Callable[[], None]) -> Iterator[str]:
     try:
         check()
     except ValueError as error:
         yield str(error)
-
-
-def _each(optimizers: Any) -> tuple[Optimizer, ...]:
-    """One, several or no optimizers as a tuple."""
-    return as_optimizers(optimizers) if optimizers else ()

@@ -11,11 +11,19 @@ from torch import nn
 
 from .._checks import as_integer, as_module, as_number
 from .._freezing import Freeze
-from .._model import Target, Tree, as_targets
+from .._model import Target, as_targets
 from .._optimizers import as_optimizers
-from . import recipes
-from .phase import Annealing, Phase, as_phases, described
-from .resolved import ResolvedSchedule, resolve_schedule
+from . import recipes as recipes  # it fills KINDS
+from .annealing import Annealing
+from .kinds import KINDS, Outline, RecipeMethod, kind_of
+from .phase import Phase, as_phases, described, raise_all
+from .recipe import Recipe
+from .recipes.chain_thaw import chain_thaw
+from .recipes.gradual_unfreezing import gradual_unfreezing
+from .recipes.linear_probing import linear_probing
+from .recipes.progressive_freezing import progressive_freezing
+from .resolved import ResolvedSchedule
+from .resolving import resolve_schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,21 +76,11 @@ class FreezeSchedule:
         self.scope = tuple(as_targets(scope, "scope"))
         self.exclude = () if exclude is None else tuple(as_targets(exclude, "exclude"))
         self.annealing: Annealing | None = None
-        self._recipe: tuple[str, dict[str, Any]] | None = None
         self._phases = as_phases(phases)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The phases, by start.
-
-        Raises:
-            ValueError: The schedule was read as a recipe, whose phases follow from a model.
-        """
-        if self._recipe is not None:
-            raise ValueError(
-                f"the phases of the recipe {self._recipe[0]} follow from a model; take them from "
-                "schedule.for_model(model).phases"
-            )
+        """The phases, by start."""
         return self._phases
 
     def trainable_at(self, epoch: float) -> tuple[str, ...]:
@@ -129,10 +127,8 @@ class FreezeSchedule:
         resolved = self.resolve(module)
         optimizers = as_optimizers(optimizer)
         if optimizers:
-            resolved.refuse(resolved.mistakes(optimizers))
-        index = resolved.index_at(when)
-        handle = resolved.freeze(index, optimizers)
-        resolved.enter(index, optimizers)
+            raise_all(resolved.mistakes(optimizers))
+        handle = resolved.enter(resolved.index_at(when), optimizers)
         resolved.anneal(optimizers, when)
         return handle
 
@@ -149,153 +145,26 @@ class FreezeSchedule:
             ['head.weight', 'head.bias']
         """
         resolved, mistakes = self.try_resolve(module)
-        resolved.refuse(mistakes)
+        raise_all(mistakes)
         return resolved
 
     def try_resolve(self, module: nn.Module) -> tuple[ResolvedSchedule, list[str]]:
         """As `resolve`, but return the mistakes, so that they can be said with others."""
         as_module(module)
-        return resolve_schedule(self.for_model(module), module)
+        return resolve_schedule(self, module)
 
     def for_model(self, model: nn.Module) -> FreezeSchedule:
-        """Work out the phases of a recipe that was read from YAML; any other schedule as it is."""
-        if self._recipe is None:
-            return self
-        name, arguments = self._recipe
-        schedule: FreezeSchedule = getattr(FreezeSchedule, name)(model, **arguments)
-        return schedule
+        """The schedule itself; of a `Recipe`, its phases for the model."""
+        return self
+
+    # A recipe without a line here works too; the lines are for type checkers.
+    gradual_unfreezing = RecipeMethod(gradual_unfreezing)
+    chain_thaw = RecipeMethod(chain_thaw)
+    linear_probing = RecipeMethod(linear_probing)
+    progressive_freezing = RecipeMethod(progressive_freezing)
 
     @classmethod
-    def gradual_unfreezing(
-        cls,
-        model: nn.Module,
-        encoder: str = "encoder",
-        head: str = "head",
-        every: int = 1,
-        lr: float | Mapping[str, float] | None = None,
-    ) -> FreezeSchedule:
-        """Train the head first, and every `every` epochs the next lower group too (ULMFiT).
-
-        The groups: the head; the RNN layers from the top, both directions together (several RNNs
-        in order from the output); then all that remains of the encoder. The paper's
-        discriminative rates are those of `param_groups(model, lr, layer_decay=1 / 2.6)`, its
-        slanted triangular rate is `slanted_triangular`; both go with `lr=None`.
-        Howard & Ruder 2018, arXiv 1801.06146.
-
-        Args:
-            model: The model, for its layers.
-            encoder: A target: what is unfrozen step by step.
-            head: A target: what trains from the beginning.
-            every: The length of a phase in epochs.
-            lr: As in `Phase`, for every phase.
-
-        Examples:
-            >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8, 2), "head": nn.Linear(8, 2)})
-            >>> for phase in FreezeSchedule.gradual_unfreezing(model).phases:
-            ...     print(phase)
-            Phase(0, ['head'])
-            Phase(1, ['head', 'encoder[1]'])
-            Phase(2, ['head', 'encoder[1]', 'encoder[0]'])
-        """
-        return cls._phased("gradual_unfreezing", model, encoder, head, every, lr)
-
-    @classmethod
-    def chain_thaw(
-        cls,
-        model: nn.Module,
-        encoder: str = "encoder",
-        head: str = "head",
-        every: int = 1,
-        lr: float | Mapping[str, float] | None = None,
-    ) -> FreezeSchedule:
-        """Train the head, then each other layer alone from the first to the last, then all.
-
-        In the paper every stage lasts until a metric stops improving and begins from the best
-        weights with fresh optimizer state; in Lightning that is
-        `FreezeScheduler(..., advance=Plateau(patience=5, restore_best=True))`.
-        Felbo et al. 2017 (DeepMoji), arXiv 1708.00524.
-
-        Args:
-            model: The model, for its layers.
-            encoder: A target: the other layers.
-            head: A target: the new, output layer.
-            every: The length of a stage in epochs.
-            lr: The rate of the head's stage; the stages after it have a tenth of it (in the
-                paper 1e-3 and 1e-4). A mapping is as in `Phase`, for every stage.
-
-        Examples:
-            >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8, 2), "head": nn.Linear(8, 2)})
-            >>> [phase.train for phase in FreezeSchedule.chain_thaw(model).phases]
-            [('head',), ('encoder[0]',), ('encoder[1]',), ('head', 'encoder')]
-        """
-        return cls._phased("chain_thaw", model, encoder, head, every, lr)
-
-    @classmethod
-    def linear_probing(
-        cls,
-        model: nn.Module,
-        encoder: str = "encoder",
-        head: str = "head",
-        every: int = 1,
-        lr: float | Mapping[str, float] | None = None,
-    ) -> FreezeSchedule:
-        """Train the head on a frozen encoder for `every` epochs, then both (LP-FT).
-
-        Kumar et al. 2022, arXiv 2202.10054.
-
-        Args:
-            model: The model, to check the targets.
-            encoder: A target: what is frozen first.
-            head: A target: what trains from the beginning.
-            every: The length of the linear probing in epochs.
-            lr: As in `Phase`, for both phases.
-
-        Examples:
-            >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8), "head": nn.Linear(8, 2)})
-            >>> FreezeSchedule.linear_probing(model, every=5).phases
-            (Phase(0, ['head']), Phase(5, ['head', 'encoder']))
-        """
-        return cls._phased("linear_probing", model, encoder, head, every, lr)
-
-    @classmethod
-    def progressive_freezing(
-        cls,
-        model: nn.Module,
-        total: int,
-        encoder: str = "encoder",
-        head: str = "head",
-        t0: float = 0.8,
-        how: str = "cubic",
-        scaled: bool = True,
-    ) -> FreezeSchedule:
-        """Freeze layer after layer for good, input side first (FreezeOut).
-
-        Layer i of L (0 is the input-most layer of the encoder, L the head) trains for the fraction
-        r_i = s(t0 + (1 - t0) i / L) of the training. Its rate falls along its own cosine from the
-        rate the param group began with to 0 at that time, and it is frozen at the next epoch's
-        start. The rates are set in each step, so each layer needs its own param group, and an LR
-        scheduler is refused. Brock et al. 2017, arXiv 1706.04983.
-
-        Args:
-            model: The model, for its layers.
-            total: The length of the training in epochs.
-            encoder: A target: the layers that freeze.
-            head: A target: the layer that trains to the end.
-            t0: Where the first layer freezes, before the shape.
-            how: The shape s: `"linear"`, `"squared"` or `"cubic"`.
-            scaled: Divide each layer's initial rate by r_i, so that each travels as far.
-
-        Examples:
-            >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8, 2), "head": nn.Linear(8, 2)})
-            >>> FreezeSchedule.progressive_freezing(model, 10, t0=0.5, how="linear").phases[1:]
-            (Phase(5, ['encoder[1]', 'head']), Phase(8, ['head']))
-        """
-        tree = _as_tree(model)
-        rule = recipes.progressive_freezing(tree, total, encoder, head, t0, how, scaled)
-        return cls._annealed(rule, encoder, head)
-
-    @classmethod
-    def recipe(cls, name: str, **arguments: Any) -> FreezeSchedule:
+    def recipe(cls, name: str, **arguments: Any) -> Recipe:
         """Name a recipe and its arguments; its phases are found when a model is given.
 
         Args:
@@ -304,27 +173,25 @@ class FreezeSchedule:
             arguments: Those of the method of that name, without the model.
 
         Raises:
-            ValueError: There is no such recipe or argument.
+            ValueError: There is no such recipe or argument, or a value is out of its range.
+            TypeError: An argument is of another type than the method says.
 
         Examples:
             >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8), "head": nn.Linear(8, 2)})
-            >>> schedule = FreezeSchedule.recipe("linear_probing", every=5)
-            >>> schedule.for_model(model).trainable_at(5)
+            >>> recipe = FreezeSchedule.recipe("linear_probing", every=5)
+            >>> recipe.for_model(model).trainable_at(5)
             ('head', 'encoder')
         """
-        recipes.check_arguments(name, arguments)
-        scope = (arguments.get("encoder", "encoder"), arguments.get("head", "head"))
-        schedule = cls({0: scope[1]}, scope=scope)
-        schedule._recipe = (name, dict(arguments))
-        return schedule
+        return Recipe(name, arguments, cls)
 
     @classmethod
-    def from_yaml(cls, path: str | os.PathLike[str]) -> FreezeSchedule:
+    def from_yaml(cls, path: str | os.PathLike[str]) -> FreezeSchedule | Recipe:
         """Read a schedule from a YAML file.
 
         Keys: `phases` (start: targets; or a list of start, train, lr, warmup), `unit`, `scope`,
         `exclude`. Or `recipe` (`gradual_unfreezing`, `chain_thaw`, `linear_probing`,
-        `progressive_freezing`) and its arguments; its phases are found when a model is given.
+        `progressive_freezing`) and its arguments; then a `Recipe` comes back, whose phases are
+        found when a model is given.
 
         Raises:
             ValueError: Something in the file is wrong; every mistake is said, with line and key.
@@ -384,20 +251,8 @@ class FreezeSchedule:
 
     def describe(self) -> dict[str, Any]:
         """The schedule as plain types (dicts, lists, strings, numbers): what its YAML file says."""
-        if self._recipe is not None:
-            return {"recipe": self._recipe[0], **self._recipe[1]}
         if self.annealing is not None:
-            rule = self.annealing
-            return {
-                "recipe": "progressive_freezing",
-                "total": rule.total,
-                "encoder": self.scope[0],
-                "head": self.scope[1],
-                "t0": rule.t0,
-                "how": rule.how,
-                "scaled": rule.scaled,
-                "groups": [list(group) for group in rule.groups],
-            }
+            return self.annealing.description(self.scope)
         found: dict[str, Any] = {"phases": [described(phase) for phase in self._phases]}
         if self.unit != "epoch":
             found["unit"] = self.unit
@@ -416,7 +271,7 @@ class FreezeSchedule:
         return hash(repr(self))
 
     def __repr__(self) -> str:
-        if self._recipe is not None or self.annealing is not None:
+        if self.annealing is not None:
             (_, name), *arguments = self.describe().items()
             shown = ", ".join(f"{k}={v!r}" for k, v in arguments if k != "groups")
             return f"FreezeSchedule.{name}({shown})"
@@ -426,21 +281,17 @@ class FreezeSchedule:
         return f"FreezeSchedule({phases!r}{''.join(f', {k}={v!r}' for k, v in rest.items())})"
 
     @classmethod
-    def _phased(
-        cls, name: str, model: nn.Module, encoder: str, head: str, every: int, lr: Any
-    ) -> FreezeSchedule:
-        phases = recipes.PHASED[name](_as_tree(model), encoder, head, every, lr)
-        return cls(phases, scope=(encoder, head))
-
-    @classmethod
-    def _annealed(cls, rule: Annealing, encoder: str, head: str) -> FreezeSchedule:
-        schedule = cls(rule.phases(), scope=(encoder, head))
-        schedule.annealing = rule
+    def from_outline(cls, outline: Outline, scope: tuple[str, ...]) -> FreezeSchedule:
+        """The schedule of what a recipe has made of a model."""
+        if not isinstance(outline, Annealing):
+            return cls(outline, scope=scope)
+        schedule = cls(outline.phases(), scope=scope)
+        schedule.annealing = outline
         return schedule
 
     @classmethod
-    def from_description(cls, found: Mapping[str, Any]) -> FreezeSchedule:
-        """Make a schedule from plain types, as `describe` gives them.
+    def from_description(cls, found: Mapping[str, Any]) -> FreezeSchedule | Recipe:
+        """Make a schedule or recipe from plain types, as `describe` gives them.
 
         Examples:
             >>> FreezeSchedule.from_description({"phases": {0: "head"}, "unit": "step"})
@@ -453,18 +304,18 @@ class FreezeSchedule:
             if not isinstance(phases, Mapping):
                 phases = [Phase(**phase) for phase in phases]
             return cls(phases, **arguments)
-        if (groups := arguments.pop("groups", None)) is None:
+        if not arguments.keys() & {*kind_of(recipe).found}:
             return cls.recipe(recipe, **arguments)
-        encoder, head = arguments.pop("encoder"), arguments.pop("head")
-        rule = Annealing(groups=tuple(map(tuple, groups)), **arguments)
-        return cls._annealed(rule, encoder, head)
+        scope = arguments.pop("encoder"), arguments.pop("head")
+        return cls.from_outline(Annealing.from_description(**arguments), scope)
+
+
+for _name, _kind in KINDS.items():
+    if _name not in vars(FreezeSchedule):
+        setattr(FreezeSchedule, _name, RecipeMethod(_kind.outline))
 
 
 def _as_time(epoch: Any) -> float:
     if (when := as_number(epoch, "epoch")) < 0:
         raise ValueError(f"`epoch` must not be negative, got {epoch!r}")
     return when
-
-
-def _as_tree(model: Any) -> Tree:
-    return Tree(as_module(model, "model"))

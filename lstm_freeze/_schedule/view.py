@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .._model import numel
-from .resolved import ResolvedSchedule
+from .resolved import ResolvedPhase, ResolvedSchedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,13 +184,15 @@ def _legend(ax: Axes, line: Timeline, looks: dict[str, dict[str, Any]]) -> None:
     )
 
 
-def _bar(resolved: ResolvedSchedule, start: int, end: int, phase: Any, ids: set[int]) -> Bar:
+def _bar(
+    resolved: ResolvedSchedule, start: int, end: int, phase: ResolvedPhase, ids: set[int]
+) -> Bar:
     trained = phase.ids & ids
     state = "frozen" if not trained else "trains" if trained == ids else "partly"
     rates = sorted({phase.rates[i] for i in trained if i in phase.rates}, reverse=True)
     text = "/".join(f"{rate:.3g}" for rate in rates)
-    if trained and resolved.schedule.annealing is not None:
-        factors = sorted({resolved.first_factor(i) for i in trained}, reverse=True)
+    if trained and (rule := resolved.schedule.annealing) is not None:
+        factors = sorted({resolved.first_factor(rule, i) for i in trained}, reverse=True)
         text = "/".join(f"x{factor:.3g}" for factor in factors) + " to 0"
     return Bar(start, end, state, text)
 
@@ -228,7 +230,7 @@ def _span(start: int, end: int, length: int) -> str:
     return f"{start}" if end == start + 1 else f"{start}-{end - 1}"
 
 
-def _targets(phase: Any) -> str:
+def _targets(phase: ResolvedPhase) -> str:
     warmup = f" (warm-up {phase.phase.warmup} steps)" if phase.phase.warmup else ""
     return ", ".join(phase.phase.train) + warmup
 

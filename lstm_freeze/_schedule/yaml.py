@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .._checks import as_integer, did_you_mean
+from .._checks import did_you_mean
 from .._model import as_targets
-from .phase import Annealing, Phase, as_rates, described, wrong_starts
-from .recipes import argument_names
+from .kinds import kind_of
+from .phase import Phase, described, wrong_starts
 
 try:
     import yaml
@@ -90,33 +90,23 @@ class _Reader:
         for key in KEYS:
             if key in items:
                 self.wrong(items.pop(key), key, "cannot stand beside recipe, which says it all")
-        arguments = {str(key): self.argument(value, str(key)) for key, value in items.items()}
         try:
-            known = argument_names(name)
+            kind = kind_of(name)
         except ValueError as error:
             self.wrong(node, "recipe", str(error))
             return {}
-        if name == "progressive_freezing":
-            known = (*known, "groups")
-            if "total" not in arguments:
-                self.wrong(node, "total", "is missing; it is the length of the training in epochs")
-        for key in arguments.keys() - {*known}:
-            self.unknown(items[key], key, key, known)
+        arguments: dict[str, Any] = {}
+        for key, value in items.items():
+            if key in kind.checks:
+                arguments[key] = self.checked(value, key, partial(kind.check, key))
+            elif key in kind.found:
+                arguments[key] = self.value(value)
+            else:
+                self.unknown(value, str(key), key, tuple(kind.checks))
+        for key in kind.required:
+            if key not in items:
+                self.wrong(root, key, f"is missing; {name} needs it")
         return {"recipe": name, **arguments}
-
-    def argument(self, node: Node, key: str) -> Any:
-        """One argument of a recipe."""
-        checks: dict[str, Callable[[Any], Any]] = {
-            "encoder": _as_target,
-            "head": _as_target,
-            "every": lambda v: as_integer(v, "every", least=1),
-            "total": lambda v: as_integer(v, "total", least=1),
-            "lr": as_rates,
-            "t0": lambda v: Annealing((("*",),), 1, v, "cubic", True).t0,
-            "how": lambda v: Annealing((("*",),), 1, 1, v, True).how,
-            "scaled": lambda v: Annealing((("*",),), 1, 1, "cubic", v).scaled,
-        }
-        return self.checked(node, key, checks.get(key, lambda v: v))
 
     def phases(self, node: Node) -> list[dict[str, Any]]:
         """The phases, in either form."""
@@ -208,12 +198,6 @@ def _with_numbers(value: Any) -> Any:
             return float(value)
         except ValueError:
             return value
-    return value
-
-
-def _as_target(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"must be one target (a string), got {value!r}")
     return value
 
 

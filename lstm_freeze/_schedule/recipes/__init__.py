@@ -1,0 +1,7 @@
+"""The schedules of the papers, each in a file of its own that this door finds."""
+
+import importlib
+import pkgutil
+
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")

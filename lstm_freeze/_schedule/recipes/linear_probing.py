@@ -1,0 +1,40 @@
+"""Linear probing, then fine-tuning (LP-FT): the head on a frozen encoder, then both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from ..kinds import Outline, as_length, as_part, recipe
+from ..layers import encoder_of
+from ..phase import as_rates, in_turn
+
+
+@recipe(encoder=as_part, head=as_part, every=as_length, lr=as_rates)
+def linear_probing(
+    model: nn.Module,
+    encoder: str = "encoder",
+    head: str = "head",
+    every: int = 1,
+    lr: float | Mapping[str, float] | None = None,
+) -> Outline:
+    """Train the head on a frozen encoder for `every` epochs, then both (LP-FT).
+
+    Kumar et al. 2022, arXiv 2202.10054.
+
+    Args:
+        model: The model, to check the targets.
+        encoder: A target: what is frozen first.
+        head: A target: what trains from the beginning.
+        every: The length of the linear probing in epochs.
+        lr: As in `Phase`, for both phases.
+
+    Examples:
+        >>> from lstm_freeze import FreezeSchedule
+        >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8), "head": nn.Linear(8, 2)})
+        >>> FreezeSchedule.linear_probing(model, every=5).phases
+        (Phase(0, ['head']), Phase(5, ['head', 'encoder']))
+    """
+    encoder_of(model, encoder, head)
+    return in_turn([[head], [head, encoder]], every, lr)

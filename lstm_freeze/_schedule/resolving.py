@@ -1,0 +1,94 @@
+"""Finding the parameters of every phase of a schedule in a module, and all that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .._freezing import can_train
+from .._model import Tree, quote, resolve
+from .phase import Phase
+from .resolved import Named, ResolvedPhase, ResolvedSchedule
+
+if TYPE_CHECKING:
+    from .schedule import FreezeSchedule
+
+
+def resolve_schedule(
+    schedule: FreezeSchedule, module: nn.Module
+) -> tuple[ResolvedSchedule, list[str]]:
+    """Find the parameters of every phase; also everything that is wrong, in words."""
+    tree = Tree(module)
+    names, mistakes = _scope(tree, schedule)
+    inside = tree.distinct(names)
+    phases = []
+    for phase in schedule.phases:
+        resolved, wrong = _resolve_phase(tree, phase, names, inside, schedule.unit)
+        phases.append(resolved)
+        mistakes += wrong
+    group_of: dict[int, int] = {}
+    if schedule.annealing is not None:
+        for index, targets in reversed(list(enumerate(schedule.annealing.groups))):
+            for name in _union(tree, targets, "groups=", mistakes) & names:
+                group_of.setdefault(id(tree.parameters[name]), index)
+    return ResolvedSchedule(module, tree, schedule, phases, group_of), list(dict.fromkeys(mistakes))
+
+
+def _scope(tree: Tree, schedule: FreezeSchedule) -> tuple[set[str], list[str]]:
+    mistakes: list[str] = []
+    names = _union(tree, schedule.scope, "scope=", mistakes)
+    if schedule.exclude:
+        names -= _union(tree, schedule.exclude, "exclude=", mistakes)
+    if not (names or mistakes):
+        mistakes.append(f"exclude={list(schedule.exclude)} leaves nothing in the scope")
+    return names, mistakes
+
+
+def _union(tree: Tree, targets: Iterable[str], argument: str, mistakes: list[str]) -> set[str]:
+    names: set[str] = set()
+    for target in targets:
+        try:
+            names |= resolve(tree, target, argument)
+        except ValueError as error:
+            mistakes.append(str(error))
+    return set(tree.all_names(names))
+
+
+def _resolve_phase(
+    tree: Tree, phase: Phase, names: set[str], inside: Named, unit: str
+) -> tuple[ResolvedPhase, list[str]]:
+    wrong: list[str] = []
+    chosen: set[str] = set()
+    for target in phase.train:
+        found = _union(tree, (target,), "", wrong)
+        if found and names and not found & names:
+            wrong.append(
+                f"{quote(target)} lies outside the schedule's scope, so the schedule leaves it "
+                "alone; widen scope= or name less in exclude="
+            )
+        chosen |= found & names
+    train = {n: p for n, p in tree.distinct(chosen).items() if can_train(p)}
+    ids = {id(p) for p in tree.distinct(chosen).values()}
+    if chosen and not train:
+        wrong.append("leaves nothing that can train (integer parameters cannot); name more")
+    rates = _resolve_rates(tree, phase, {id(p) for p in train.values()}, wrong)
+    frozen = {n: p for n, p in inside.items() if id(p) not in ids}
+    at = f"phase at {unit} {phase.start}: "
+    return ResolvedPhase(phase, train, frozen, rates), [at + mistake for mistake in wrong]
+
+
+def _resolve_rates(
+    tree: Tree, phase: Phase, trained: set[int], wrong: list[str]
+) -> Mapping[int, float]:
+    if phase.lr is None:
+        return {}
+    if not isinstance(phase.lr, Mapping):
+        return dict.fromkeys(trained, phase.lr)
+    rates: dict[int, float] = {}
+    for target, rate in phase.lr.items():
+        for name in _union(tree, (target,), "lr=", wrong):
+            if (key := id(tree.parameters[name])) in trained:
+                rates.setdefault(key, rate)
+    return rates
