@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .._checks import as_module, as_one_of
-from .._model import Tree, numel
+from .._model import Tree, numel, runs_fused
 from .._names import base_name, place_of
 from .._optimizers import as_optimizers
 from .modes import decider_of, hold_of, is_normalization
@@ -170,6 +170,12 @@ def _module_notes(tree: Tree, shown: str, path: str, module: nn.Module) -> Itera
         yield (
             f"{shown}: dropout between frozen layers is random in train(); "
             'freeze(..., dropout="off") stops it'
+        )
+    if hasattr(module, "prefix_cache") and frozen and not any(frozen) and runs_fused(module):
+        yield (
+            f"{shown} is a BiLSTM on CUDA and all of it trains: nn.LSTM on cuDNN is faster there, "
+            f"so {shown}.to_lstm() may pay; BiLSTM pays with a cached frozen prefix or a frozen "
+            "direction"
         )
     stats = getattr(getattr(module, "prefix_cache", None), "stats", None)
     if callable(stats):

@@ -15,4 +15,5 @@ from .tree import inner_name as inner_name
 from .tree import join as join
 from .tree import numel as numel
 from .tree import rewrite as rewrite
+from .tree import runs_fused as runs_fused
 from .tree import within as within

@@ -43,6 +43,15 @@ def is_rnn(module: nn.Module) -> bool:
     return getattr(module, "mode", None) in RNN_MODES and any(map(place_of, names))
 
 
+# Where nn.LSTM is one call of a vendor's library, which beats any loop over time steps.
+FUSED_LSTM_DEVICES = {"cuda"}
+
+
+def runs_fused(module: nn.Module) -> bool:
+    """Whether nn.LSTM would run a vendor's fused kernels (cuDNN) where this module lives."""
+    return any(p.device.type in FUSED_LSTM_DEVICES for p in module.parameters())
+
+
 def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Every (path, module), in registration order; shared ones at each path, wrappers at none."""
     module = unwrap(module)
