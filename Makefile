@@ -5,7 +5,7 @@ JOBS ?= auto
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: bench demo docs lint test test-slow
+.PHONY: bench demo docs gpu lint test test-slow
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/finetune_peptides.py
@@ -23,6 +23,12 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# On a machine with a CUDA GPU and a torch that drives it.
+gpu: $(VENV)/.installed-dev
+	LSTM_FREEZE_DEVICE=cuda $(BIN)/python -m pytest tests/on_device tests/test_cuda.py
+	$(BIN)/python benchmarks/speed.py --device cuda
+	$(BIN)/python benchmarks/readme_tables.py
 
 bench: $(VENV)/.installed-demo
 	$(BIN)/python benchmarks/speed.py

@@ -10,7 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from cases import CASES, FORMS, TARGETS
+from cases import EVERY, FORMS, TARGETS
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -25,20 +25,25 @@ def save_ratios(rows: Sequence[Row], path: Path) -> None:
     """How many times faster than nn.LSTM: dots are shapes, bars their means, crosses targets."""
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), sharey=True, layout="constrained")
     found = [row["ratio"] for row in rows]
+    cases = _cases_of(rows)
     limits = min(0.7, *found) / 1.08, max(1.5, *found) * 1.08
     for ax, form in zip(axes, FORMS, strict=True):
-        _ratio_panel(ax, [row for row in rows if row["form"] == form], form)
+        _ratio_panel(ax, [row for row in rows if row["form"] == form], form, cases)
         ax.set_xlim(*limits)
-    axes[0].set_yticks(range(len(CASES)), CASES)
-    axes[0].set_ylim(len(CASES) - 0.5, -0.5)
+    axes[0].set_yticks(range(len(cases)), cases)
+    axes[0].set_ylim(len(cases) - 0.5, -0.5)
     handles, labels = axes[1].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     _save(fig, path)
 
 
-def _ratio_panel(ax: Axes, rows: Sequence[Row], form: str) -> None:
+def _cases_of(rows: Sequence[Row]) -> list[str]:
+    return [case for case in EVERY if any(row["case"] == case for row in rows)]
+
+
+def _ratio_panel(ax: Axes, rows: Sequence[Row], form: str, cases: Sequence[str]) -> None:
     ax.axvline(1, color=GREY, lw=1)
-    for y, case in enumerate(CASES):
+    for y, case in enumerate(cases):
         values = [row["ratio"] for row in rows if row["case"] == case]
         if not values:
             continue

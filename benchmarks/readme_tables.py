@@ -13,11 +13,11 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cases import CASES, FLOOR_CASE, FORMS, FORWARD
+from cases import EVERY, FLOOR_CASE, FORMS, FORWARD
 from console_tables import milliseconds
 from machine import in_words
 from run_summary import run_verdicts, totals
@@ -25,14 +25,20 @@ from speed import RESULTS, ROOT
 from summary import Row, equality, shape_of, verdicts
 from whole_runs import BASELINE
 
-README, DISTRIBUTED = ROOT / "README.md", ROOT / "docs" / "distributed.md"
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+
+
+def speed_means(results: dict[str, Any]) -> str:
+    """Where it was measured, and means over the shapes against targets."""
+    rows = results["rows"]
+    measured = equality(rows + results["growth"])
+    return "\n\n".join([f"{in_words(results['machine'])}. {measured}", _targets(rows)])
 
 
 def speed_tables(results: dict[str, Any]) -> str:
     """Means against targets, then every shape and case, then memory."""
     rows = results["rows"]
-    measured = equality(rows + results["growth"])
-    parts = [f"{in_words(results['machine'])}. {measured}", _targets(rows)]
+    parts = [speed_means(results)]
     for form in FORMS:
         parts += [
             f"Each shape, {form}: nn.LSTM's time / BiLSTM's, the median over pairs of calls (in "
@@ -47,8 +53,8 @@ def speed_tables(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def run_tables(results: dict[str, Any]) -> str:
-    """Whole runs: seconds of each arm; then against the targets."""
+def run_seconds(results: dict[str, Any]) -> str:
+    """Whole runs: how and where they were measured, and seconds of each arm."""
     runs, sizes = results["runs"], results["sizes"]
     peaks = {row["arm"]: f"{row['peak_mb']:.0f}" for row in results["memory"]}
     by_arm = {run["arm"]: run for run in runs}
@@ -62,6 +68,21 @@ def run_tables(results: dict[str, Any]) -> str:
             for of in seconds.values()
         ]
         lines.append([arm, *cells, peaks.get(arm, "")])
+    size = ", ".join(f"{name}={value}" for name, value in list(sizes.items())[:4])
+    return "\n\n".join(
+        [
+            f"3-layer encoder, {size}, {sizes['batches']} batches an epoch. "
+            f"Runs of each kind: {results['runs'][0]['repeats']}, of each epoch their median. "
+            f"{in_words(results['machine'])}.",
+            _markdown(["", *header, "peak MB"], lines),
+        ]
+    )
+
+
+def run_tables(results: dict[str, Any]) -> str:
+    """Whole runs: seconds of each arm; then against the targets; then how they ended."""
+    runs = results["runs"]
+    by_arm = {run["arm"]: run for run in runs}
     targets = [
         [v.name, v.arm, f"{v.ratio:.2f}", f">= {v.target:g}", v.word] for v in run_verdicts(runs)
     ]
@@ -70,15 +91,11 @@ def run_tables(results: dict[str, Any]) -> str:
             plan,
             *(f"{run['loss']:.5f}, {run['accuracy']:.3f}" for run in runs if run["plan"] == plan),
         ]
-        for plan in seconds
+        for plan in totals(runs)
     ]
-    size = ", ".join(f"{name}={value}" for name, value in list(sizes.items())[:4])
     return "\n\n".join(
         [
-            f"3-layer encoder, {size}, {sizes['batches']} batches an epoch. "
-            f"Runs of each kind: {results['runs'][0]['repeats']}, of each epoch their median. "
-            f"{in_words(results['machine'])}.",
-            _markdown(["", *header, "peak MB"], lines),
+            run_seconds(results),
             _markdown(["", "arm", f"{BASELINE}'s time / this", "target", ""], targets),
             "Loss and accuracy on held-out data at the end.",
             _markdown(["", *by_arm], ends),
@@ -139,12 +156,27 @@ def communication_table(results: dict[str, Any]) -> str:
     return "\n\n".join([caption, _markdown(of_bytes, sent), _markdown(of_times, times)])
 
 
-PAGES = {
+def cuda_tables(results: dict[str, Any] | None) -> str:
+    """The table beside cuDNN, or that there is none yet."""
+    if results is None:
+        return "No table beside cuDNN has been measured: no GPU could be had. `make gpu` makes it."
+    return speed_tables(results)
+
+
+Page = tuple[tuple[str, str, Callable[[Any], str]], ...]
+"""What a page has between markers: the name of the marker, the saved results, and the tables."""
+
+PAGES: dict[Path, Page] = {
     README: (
+        ("speed", "speed.json", speed_means),
+        ("runs", "gradual_run.json", run_seconds),
+    ),
+    DOCS / "performance.md": (
         ("speed", "speed.json", speed_tables),
         ("runs", "gradual_run.json", run_tables),
+        ("cuda", "cuda/speed.json", cuda_tables),
     ),
-    DISTRIBUTED: (
+    DOCS / "distributed.md": (
         ("peers", "peers.json", peer_table),
         ("communication", "communication.json", communication_table),
     ),
@@ -154,7 +186,9 @@ PAGES = {
 def generated(text: str, page: Path = README, results: Path = RESULTS) -> str:
     """The text of a page with the tables of the saved results."""
     for name, file, tables in PAGES[page]:
-        text = replaced(text, name, tables(json.loads((results / file).read_text())))
+        path = results / file
+        found = json.loads(path.read_text()) if path.exists() else None
+        text = replaced(text, name, tables(found))
     return text
 
 
@@ -189,7 +223,7 @@ def _targets(rows: Sequence[Row]) -> str:
 
 def _shapes(rows: Sequence[Row]) -> str:
     found = {(shape_of(row), row["case"]): row for row in rows}
-    cases = [case for case in CASES if any(case == row["case"] for row in rows)]
+    cases = [case for case in EVERY if any(case == row["case"] for row in rows)]
     lines = []
     for shape in dict.fromkeys(shape_of(row) for row in rows):
         cells = [_cell(found.get((shape, case))) for case in cases]

@@ -3,6 +3,7 @@
     python benchmarks/speed.py                  # everything, 25 minutes; writes benchmarks/results
     python benchmarks/speed.py --quick          # tiny shapes, seconds; writes out/benchmarks
     python benchmarks/speed.py --cases "forward only" "biases only" --shapes 32,128,256,256,2
+    python benchmarks/speed.py --device cuda    # beside cuDNN; writes benchmarks/results/cuda
 
 Both sides run in turn in this process, on the same random input, with equal weights and equal
 requires_grad flags; the input needs no gradient. Beside each time stands the GEMM floor: the matrix
@@ -23,6 +24,7 @@ import figures
 import torch
 from cases import (
     CASES,
+    EVERY,
     FLOOR_CASE,
     FORMS,
     FORWARD,
@@ -46,6 +48,7 @@ from tracing import LENGTHS, QUICK_LENGTHS, traces
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SCRATCH = ROOT / "out" / "benchmarks"
+DEVICE_FOLDERS = {"cpu": ".", "cuda": "cuda"}
 
 GROWTH = {
     "T": [Shape(16, t, 128, 128, 2) for t in (16, 32, 64, 128, 256, 512)],
@@ -146,16 +149,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny shapes and few repetitions")
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="B,T,I,H,L")
-    parser.add_argument("--cases", nargs="+", choices=CASES, metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--cases", nargs="+", choices=EVERY, metavar="CASE", help=", ".join(EVERY))
     parts = ("times", "growth", "memory", "tracing")
     parser.add_argument("--parts", nargs="+", choices=parts, default=None)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; memory is the CPU's only")
+    parser.add_argument(
+        "--device", default="cpu", choices=DEVICE_FOLDERS, help="memory is the CPU's only"
+    )
     parser.add_argument("--out", type=Path, help="folder for speed.json and the figures")
     args = parser.parse_args(argv)
-    partial = args.quick or args.shapes or args.cases or args.parts or args.device != "cpu"
-    args.out = args.out or (SCRATCH if partial else RESULTS)
+    partial = args.quick or args.shapes or args.cases or args.parts
+    args.out = args.out or (SCRATCH if partial else RESULTS / DEVICE_FOLDERS[args.device])
     args.shapes = args.shapes or (QUICK_SHAPES if args.quick else SHAPES)
-    args.cases = args.cases or CASES
+    args.cases = args.cases or (CASES if args.device == "cpu" else EVERY)
     args.parts = args.parts or [part for part in parts if args.device == "cpu" or part != "memory"]
     return args
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from cases import CASES, FLOOR_CASE, FLOOR_LEAST_HIDDEN, FLOOR_TARGET, FORMS, TARGETS
+from cases import EVERY, FLOOR_CASE, FLOOR_LEAST_HIDDEN, FLOOR_TARGET, FORMS, TARGETS
 from side_by_side import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE
 
 Row = dict[str, Any]
@@ -38,7 +38,7 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """How many times faster than nn.LSTM in each form and case, and the ratio to the floor."""
     found = []
     for form in FORMS:
-        for case in CASES:
+        for case in EVERY:
             ratios = [r["ratio"] for r in rows if (r["form"], r["case"]) == (form, case)]
             if ratios:
                 found.append(_against_target(form, case, ratios))

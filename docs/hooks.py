@@ -1,6 +1,5 @@
-"""Draws the pictures of the schedules, and takes measured tables and figures, for the site."""
+"""Draws the pictures of the schedules, and takes measured figures, for the site."""
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,14 +41,3 @@ def on_pre_build(config: Any) -> None:
     draw(FIGURES)
     for figure in (ROOT / "benchmarks" / "results").glob("*.png"):
         shutil.copy(figure, FIGURES)
-
-
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Called by mkdocs: puts the README's generated tables where a page asks for them."""
-    readme = (ROOT / "README.md").read_text()
-
-    def table(match: re.Match[str]) -> str:
-        _, _, rest = readme.partition(f"<!-- benchmarks:{match[1]} -->")
-        return rest.partition(f"<!-- /benchmarks:{match[1]} -->")[0]
-
-    return re.sub("<!-- README: (\\w+) -->", table, markdown)
