@@ -7,9 +7,10 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from lstm_freeze import BiLSTM, ParameterGroup, replace_lstm
+from lstm_freeze import BiLSTM, ParameterGroup, PrefixCache, replace_lstm
 
 T, B, I, H = 7, 5, 3, 6  # noqa: E741  (the house's letters for shapes)
 LENGTHS = [7, 5, 5, 2, 1]
@@ -204,3 +205,72 @@ def test_a_compiled_or_wrapped_model_is_refused_unchanged():
     with pytest.raises(ValueError, match=r"model\.1 is a DataParallel"):
         replace_lstm(wrapped)
     assert type(compiled[0]) is type(wrapped[0]) is nn.LSTM
+
+
+class Counting(nn.Module):
+    """A parametrization that counts how often the weight is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = 0
+
+    def forward(self, weight):
+        self.reads += 1
+        return weight * 1
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["", "cached"])
+@pytest.mark.parametrize("hx", [False, True], ids=["", "hx"])
+@pytest.mark.parametrize("form", ["dense", "unbatched", "packed"])
+def test_each_weight_is_read_once_a_call(form, hx, cached):
+    lstm = built(proj_size=2)
+    counters = {name: Counting() for name, _ in lstm.named_parameters()}
+    for name, counter in counters.items():
+        parametrize.register_parametrization(lstm, name, counter)
+    if cached:
+        for name, p in lstm.named_parameters():
+            p.requires_grad_("_l1" in name)
+        lstm.prefix_cache = PrefixCache()
+    x = inputs("dense")[:, 0] if form == "unbatched" else inputs(form)
+    states = [torch.randn(4, B, 2), torch.randn(4, B, H)] if hx else None
+    if hx and form == "unbatched":
+        states = [state[:, 0] for state in states]
+    for _ in range(2):  # the second call finds the samples in the cache
+        for counter in counters.values():
+            counter.reads = 0
+        lstm(x, states)
+        assert {name: counter.reads for name, counter in counters.items()} == dict.fromkeys(
+            counters, 1
+        )
+    if cached and not hx:
+        assert lstm.prefix_cache.stats()["hits"] > 0
+
+
+WRONG = {
+    "features": lambda lstm: (torch.randn(T, B, I + 1), None),
+    "state": lambda lstm: (inputs("dense"), (torch.randn(4, B, H), torch.randn(4, B + 1, H))),
+    "weight of the last layer": lambda lstm: (
+        setattr(lstm, "bias_hh_l1", nn.Parameter(torch.zeros(3))),
+        (inputs("dense"), None),
+    )[1],
+    "batch sizes": lambda lstm: (
+        nn.utils.rnn.PackedSequence(torch.randn(5, I), torch.tensor([2, 3])),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_found_before_any_number_is_computed(wrong, bidirectional, monkeypatch):
+    import lstm_freeze._rnn.stack as stack
+
+    lstm, ran = built(bidirectional=bidirectional), []
+    layer = stack.layer
+    monkeypatch.setattr(stack, "layer", lambda *args: ran.append(args) or layer(*args))
+    lstm(inputs("dense"))
+    assert len(ran) == 2
+    input, hx = WRONG[wrong](lstm)
+    with pytest.raises(RuntimeError):
+        lstm(input, hx)
+    assert len(ran) == 2

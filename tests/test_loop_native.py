@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lstm_freeze import BiLSTM
 from lstm_freeze._rnn import loop_native
-from lstm_freeze._rnn.operator import equations
+from lstm_freeze._rnn.equations import equations
 from lstm_freeze._rnn.rows import last_rows, runs_of
 from lstm_freeze._rnn.weights import Gradients, State, Weights
 

@@ -336,20 +336,20 @@ def gaps(lstm, x):
 
     Layer i + 1 gets zeros in train() mode, and never in eval() mode, which only dropout makes.
     """
-    import lstm_freeze._rnn.bilstm as bilstm
+    import lstm_freeze._rnn.stack as stack
 
     seen = []
-    original = bilstm.F.dropout
+    original = stack.F.dropout
 
     def spy(input, p=0.5, training=True, inplace=False):
         seen.append(True)
         return original(input, p, training, inplace)
 
-    bilstm.F.dropout = spy
+    stack.F.dropout = spy
     try:
         lstm(x)
     finally:
-        bilstm.F.dropout = original
+        stack.F.dropout = original
     return len(seen)
 
 

@@ -9,9 +9,10 @@ from torch.nn.utils.rnn import pack_sequence
 
 from lstm_freeze import BiLSTM
 from lstm_freeze._rnn import loop_native, loop_torch
-from lstm_freeze._rnn.layer import Weights
-from lstm_freeze._rnn.operator import equations, layer
+from lstm_freeze._rnn.equations import equations
+from lstm_freeze._rnn.operator import layer
 from lstm_freeze._rnn.rows import reverse_rows
+from lstm_freeze._rnn.weights import Weights
 
 LENGTHS = (6, 6, 4, 3, 1, 1)
 FORMS = ("dense", "packed")

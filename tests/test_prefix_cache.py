@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from lstm_freeze import BiLSTM, PrefixCache, freeze, status, unfreeze
 from lstm_freeze._cache.samples import contents, seats_of
 from lstm_freeze._rnn.rows import dense_rows, packed_rows
+from lstm_freeze._rnn.stack import Stack
 
 F, H, L = 3, 5, 3
 
@@ -106,15 +107,15 @@ def test_a_batch_computes_only_the_samples_that_miss():
     generator = torch.Generator().manual_seed(3)
     samples = [torch.randn(n, F, generator=generator) for n in (4, 9, 2, 6, 6)]
     ran = []
-    original = BiLSTM._run_layer
+    original = Stack.run_layer
 
-    def counting(self, rows, layer, *rest):
+    def counting(self, rows, layer):
         ran.append((layer, len(rows.data)))
-        return original(self, rows, layer, *rest)
+        return original(self, rows, layer)
 
     cached(pack_sequence(samples[:3], enforce_sorted=False))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BiLSTM, "_run_layer", counting)
+        patch.setattr(Stack, "run_layer", counting)
         assert_same(cached, plain, pack_sequence(samples[1:], enforce_sorted=False))
     # Two samples of 6 steps are new to the two frozen layers; the top layer runs over all.
     assert ran[:3] == [(0, 12), (1, 12), (2, 23)]
@@ -138,14 +139,14 @@ def test_more_frozen_layers_are_fed_from_a_shallower_level():
     for lstm in (cached, plain):
         freeze(lstm, layers=1)
     ran: list[int] = []
-    original = BiLSTM._run_layer
+    original = Stack.run_layer
 
-    def counting(self, rows, layer, *rest):
+    def counting(self, rows, layer):
         ran.append(layer)
-        return original(self, rows, layer, *rest)
+        return original(self, rows, layer)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BiLSTM, "_run_layer", counting)
+        patch.setattr(Stack, "run_layer", counting)
         cached(x)
     assert ran == [1, 2]
     assert_same(cached, plain, x)

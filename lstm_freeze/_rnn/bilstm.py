@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from .._names import DIRECTIONS, KINDS, kinds_of, name_of, place_of, rnn_names
-from . import checks, memory, operator
-from .conversion import adopt, is_plain, swap_lstms
-from .precision import Precision, autocast_dtype, precision_of
-from .prefix import CachesPrefix
+from . import checks, memory
+from .cell import parameter_shapes
+from .conversion import adopt, is_plain
+from .groups import ParameterGroup, groups_of
+from .precision import precision_of
+from .prefix import CachesPrefix, frozen_prefix
 from .rows import Rows, dense_rows, packed_rows, unpermuted
+from .stack import Stack, States
+from .tracing import is_traced
 from .weights import Weights
-
-State = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class ParameterGroup:
-    """The parameters of one layer and direction of an RNN.
-
-    Examples:
-        >>> BiLSTM(4, 8).groups[1].names[0]
-        'weight_ih_l0_reverse'
-
-    Attributes:
-        layer: The layer, counted from the input.
-        direction: "forward" or "reverse".
-        names: The parameters' names in the module, parametrised names included.
-        parameters: The parameters in the order of `names`.
-    """
-
-    layer: int
-    direction: str
-    names: tuple[str, ...]
-    parameters: tuple[nn.Parameter, ...] = field(repr=False)
 
 
 class BiLSTM(nn.Module):
@@ -195,11 +175,8 @@ class BiLSTM(nn.Module):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The weights of each layer and direction, as nn.LSTM lists them."""
-        return [
-            [w for w in self._weights(layer, direction) if w is not None]
-            for layer in range(self.num_layers)
-            for direction in DIRECTIONS[: self.num_directions]
-        ]
+        layers = self._read_weights()
+        return [[w for w in weights if w is not None] for layer in layers for weights in layer]
 
     @property
     def groups(self) -> tuple[ParameterGroup, ...]:
@@ -209,21 +186,12 @@ class BiLSTM(nn.Module):
             >>> [(g.layer, g.direction) for g in BiLSTM(4, 8).groups]
             [(0, 'forward'), (0, 'reverse')]
         """
-        found: dict[tuple[int, str], dict[str, nn.Parameter]] = {
-            (layer, direction): {}
-            for layer in range(self.num_layers)
-            for direction in DIRECTIONS[: self.num_directions]
-        }
-        for name, parameter in self.named_parameters(remove_duplicate=False):
-            place = place_of(name)
-            if place is not None and place[:2] in found:
-                found[place[:2]][name] = parameter
-        return tuple(
-            ParameterGroup(*where, tuple(named), tuple(named.values()))
-            for where, named in found.items()
-        )
+        named = self.named_parameters(remove_duplicate=False)
+        return groups_of(named, self.num_layers, self.num_directions)
 
-    def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Any, State]:
+    def forward(
+        self, input: Tensor | PackedSequence, hx: States | None = None
+    ) -> tuple[Any, States]:
         """Runs all layers over the sequences.
 
         Args:
@@ -255,13 +223,13 @@ class BiLSTM(nn.Module):
         is_batched = input.dim() == 3
         if not is_batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
-        if hx is None:
-            self.check_input(input, None)
-        else:
+        weights = self._read_weights()
+        self._check_dense(input, weights[0][0].weight_ih)
+        if hx is not None:
             hx = checks.dense_states(hx, is_batched)
-            self.check_forward_args(input, hx, None)
+            self._check_states(input, hx, None, weights[0][0].weight_ih)
             hx = checks.two_states(hx)
-        output, h_n, c_n = self._run(dense_rows(input, self.batch_first), hx)
+        output, h_n, c_n = self._run(dense_rows(input, self.batch_first), hx, weights)
         if self.batch_first:
             output = output.transpose(0, 1)
         if not is_batched:
@@ -270,141 +238,123 @@ class BiLSTM(nn.Module):
         return output, (h_n, c_n)
 
     def _forward_packed(
-        self, input: PackedSequence, hx: State | None
-    ) -> tuple[PackedSequence, State]:
+        self, input: PackedSequence, hx: States | None
+    ) -> tuple[PackedSequence, States]:
         data, batch_sizes = input.data, input.batch_sizes
-        weight = self._weights(0, "forward").weight_ih
-        if data.dtype != weight.dtype and not autocast_dtype(weight):
-            raise RuntimeError(checks.dtype_message(data.dtype, weight.dtype))
-        self._check_sizes(data, batch_sizes)
+        weights = self._read_weights()
+        weight = weights[0][0].weight_ih
+        checks.check_dtype(data, weight, RuntimeError)
+        checks.check_input_size(data, 2, self.input_size, weight)
+        rows = packed_rows(input, self.bidirectional)
         if hx is not None:
             sizes = self._state_sizes(data, batch_sizes)
             hx = checks.packed_states(hx, sizes, input.sorted_indices)
-            self.check_forward_args(data, hx, batch_sizes)
-        output, h_n, c_n = self._run(packed_rows(input, self.bidirectional), hx)
-        packed = PackedSequence(
-            output, input.batch_sizes, input.sorted_indices, input.unsorted_indices
-        )
+            self._check_states(data, hx, batch_sizes, weight)
+        output, h_n, c_n = self._run(rows, hx, weights)
+        packed = PackedSequence(output, batch_sizes, input.sorted_indices, input.unsorted_indices)
         return packed, unpermuted((h_n, c_n), input.unsorted_indices)
 
-    def _run(self, rows: Rows, hx: State | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _run(
+        self, rows: Rows, hx: States | None, weights: Sequence[Sequence[Weights]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """All layers over the internal form: output rows, h_n (L * D, B, P), c_n (L * D, B, H)."""
-        weight = self._weights(0, "forward").weight_ih
-        precision = precision_of(weight, rows, hx, projected=self.proj_size > 0)
-        finals: list[State] = []
-
-        def run(rows: Rows, first: int, last: int) -> tuple[Rows, list[State]]:
-            states = []
-            for layer in range(first, last):
-                rows, h, c = self._run_layer(rows, layer, hx, precision)
-                states.append((h, c))
-            return rows, states
-
-        use = self.prefix_cache is not None and hx is None
-        prefix = self._frozen_prefix(rows) if use else []
-        start = len(prefix)
+        self._check_weights(weights, rows.data.device)
+        first = weights[0][0].weight_ih
+        precision = precision_of(first, rows, hx, projected=self.proj_size > 0)
+        dropout = [self._dropout_before(layer) for layer in range(self.num_layers)]
+        stack = Stack(weights, dropout, hx, precision)
+        prefix = self._cached_prefix(rows, stack) if self.prefix_cache is not None else []
+        finals: list[States] = []
         if prefix:
             form = (precision, rows.data.dtype, rows.data.device, self.bidirectional)
-            rows, *states = self.prefix_cache.serve(rows, prefix, form, run)
-            finals.append((states[0], states[1]))
-        rows, rest = run(rows, start, self.num_layers)
-        finals += rest
+            rows, h, c = self.prefix_cache.serve(rows, prefix, form, stack.run)
+            finals.append((h, c))
+        rows, others = stack.run(rows, len(prefix), self.num_layers)
+        finals += others
         h_n = torch.cat([h for h, _ in finals])
         c_n = torch.cat([c for _, c in finals])
         return rows.data, h_n, c_n
 
-    def _frozen_prefix(self, rows: Rows) -> list[list[Tensor]]:
-        """The weights of each of the lowest layers that a prefix cache may serve for this input."""
-        if rows.data.requires_grad or rows.data.numel() == 0 or operator.is_traced(rows.data):
+    def _cached_prefix(self, rows: Rows, stack: Stack) -> list[list[Tensor]]:
+        """The weights of each of the lowest layers that the prefix cache may serve."""
+        if stack.hx is not None or rows.data.requires_grad or rows.data.numel() == 0:
             return []
-        named = self.named_parameters(remove_duplicate=False)
-        places = [place_of(name) for name, parameter in named if parameter.requires_grad]
-        depth = min((place.layer for place in places if place), default=self.num_layers)
-        prefix: list[list[Tensor]] = []
-        for layer in range(depth):
-            found = [w for d in DIRECTIONS[: self.num_directions] for w in self._weights(layer, d)]
-            weights = [w for w in found if w is not None]
-            if any(w.requires_grad for w in weights):  # as of no parameter here
-                break
-            prefix.append(weights)
-        random = self.training and self.dropout > 0
-        if random and not all(self._dropout_is_off(layer) for layer in range(1, len(prefix))):
+        if is_traced(rows.data):
+            return []
+        prefix = frozen_prefix(self.named_parameters(remove_duplicate=False), stack.weights)
+        if any(stack.dropout[: len(prefix)]):
             self.prefix_cache.warn_of_dropout()
             return []
         return prefix
 
-    def _run_layer(
-        self, rows: Rows, layer: int, hx: State | None, precision: Precision
-    ) -> tuple[Rows, Tensor, Tensor]:
-        """One layer, the dropout before it included."""
-        data, D = rows.data, self.num_directions
-        if layer and self.training and self.dropout and not self._dropout_is_off(layer):
-            data = F.dropout(data, self.dropout, training=True)
-        h0 = c0 = None
-        if hx is not None:
-            h0 = precision.admit(hx[0][layer * D : (layer + 1) * D])
-            c0 = hx[1][layer * D : (layer + 1) * D].to(precision.compute)
-        weights = []
-        for direction in DIRECTIONS[:D]:
-            found = self._weights(layer, direction)
-            self._check_weights(found, layer, direction, data.device)
-            weights.append(precision.admit_all(found))
-        output, h, c = operator.layer(
-            precision.admit(data), rows.batch_sizes, rows.reverse, h0, c0, weights
-        )
-        output, h = output.to(precision.output), h.to(precision.output)
-        return rows.with_data(output), h, c.to(precision.cell)
+    def _read_weights(self) -> list[list[Weights]]:
+        """The weights of each layer and direction as they are now, each read once.
 
-    def _weights(self, layer: int, direction: str) -> Weights:
-        """The weights as they are now: parametrised, pruned and replaced ones count at once."""
+        Parametrised, pruned and replaced ones count at once.
+        """
         kinds = kinds_of(self.bias, self.proj_size > 0)
-        found = {kind: getattr(self, name_of(layer, direction, kind)) for kind in kinds}
-        for kind, weight in found.items():
-            if weight is None:
-                name = name_of(layer, direction, kind)
-                raise TypeError(f"{name} must be a Tensor, got None: set it to a Parameter")
-        return Weights(**found)
+        return [
+            [
+                Weights(**{kind: self._weight(name_of(layer, d, kind)) for kind in kinds})
+                for d in DIRECTIONS[: self.num_directions]
+            ]
+            for layer in range(self.num_layers)
+        ]
 
-    def _check_weights(
-        self, weights: Weights, layer: int, direction: str, device: torch.device
-    ) -> None:
-        """Raises where a weight was replaced by one that does not fit: memory is read by sizes."""
-        for kind, weight, shape in zip(KINDS, weights, self._shapes(layer), strict=True):
-            if weight is not None and (weight.shape != shape or weight.device != device):
-                raise RuntimeError(
-                    f"{name_of(layer, direction, kind)} must have size {shape} on {device}, got "
-                    f"{tuple(weight.shape)} on {weight.device}: set it to one that fits"
-                )
+    def _weight(self, name: str) -> Tensor:
+        weight: Tensor | None = getattr(self, name)
+        if weight is None:
+            raise TypeError(f"{name} must be a Tensor, got None: set it to a Parameter")
+        return weight
 
-    def _dropout_is_off(self, layer: int) -> bool:
-        """Whether the gap below `layer` lies between two layers frozen with dropout="off"."""
+    def _check_weights(self, weights: Sequence[Sequence[Weights]], device: torch.device) -> None:
+        """Raises where a weight was replaced by one that does not fit."""
+        dtype = weights[0][0].weight_ih.dtype
+        for layer, directions in enumerate(weights):
+            shapes = self._shapes(layer)
+            for direction, found in zip(DIRECTIONS, directions, strict=False):
+                for kind, weight, shape in zip(KINDS, found, shapes, strict=True):
+                    if weight is not None:
+                        name = name_of(layer, direction, kind)
+                        checks.check_weight(name, weight, shape, dtype, device)
+
+    def _dropout_before(self, layer: int) -> float:
+        """The probability of the dropout below a layer; 0 where there is none.
+
+        There is none between two layers frozen with dropout="off".
+        """
+        if not layer or not self.training or not self.dropout:
+            return 0.0
         below = layer - 1
         if not {below, layer} <= self.dropout_off_layers:
-            return False
+            return self.dropout
         groups = self.groups[below * self.num_directions : (layer + 1) * self.num_directions]
-        return not any(p.requires_grad for group in groups for p in group.parameters)
+        trains = any(p.requires_grad for group in groups for p in group.parameters)
+        return self.dropout if trains else 0.0
+
+    def _check_dense(self, input: Tensor, weight: Tensor) -> None:
+        checks.check_dtype(input, weight, ValueError)
+        checks.check_input_size(input, 3, self.input_size, weight)
+
+    def _check_states(
+        self, input: Tensor, states: States, batch_sizes: Tensor | None, weight: Tensor
+    ) -> None:
+        for k, size in enumerate(self._state_sizes(input, batch_sizes)):
+            self.check_hidden_size(states[k], size, f"Expected hidden[{k}] size {{}}, got {{}}")
+        checks.check_states(input, states, weight)
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         """Raises where the input's dtype, rank or size does not fit this module."""
-        weight = self._weights(0, "forward").weight_ih
-        if input.dtype != weight.dtype and not autocast_dtype(weight):
-            raise ValueError(checks.dtype_message(input.dtype, weight.dtype))
-        self._check_sizes(input, batch_sizes)
+        weight = self._weight(name_of(0, DIRECTIONS[0], KINDS[0]))
+        checks.check_dtype(input, weight, ValueError)
+        checks.check_input_size(input, 3 if batch_sizes is None else 2, self.input_size, weight)
 
-    def _check_sizes(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        expected = 3 if batch_sizes is None else 2
-        if input.dim() != expected:
-            raise RuntimeError(f"input must have {expected} dimensions, got {input.dim()}")
-        if input.size(-1) != self.input_size:
-            raise RuntimeError(
-                "input.size(-1) must be equal to input_size. "
-                f"Expected {self.input_size}, got {input.size(-1)}"
-            )
-        weight = self._weights(0, "forward").weight_ih
-        if input.device != weight.device:
-            raise RuntimeError(
-                checks.device_message("Input", input.device, "parameter", weight.device)
-            )
+    def check_forward_args(self, input: Tensor, hidden: States, batch_sizes: Tensor | None) -> None:
+        """Raises where the input or the states do not fit this module or each other."""
+        if batch_sizes is None:
+            self.check_input(input, None)
+        weight = self._weight(name_of(0, DIRECTIONS[0], KINDS[0]))
+        self._check_states(input, hidden, batch_sizes, weight)
 
     def _state_sizes(
         self, input: Tensor, batch_sizes: Tensor | None
@@ -440,25 +390,7 @@ class BiLSTM(nn.Module):
         """Raises where a state does not have the expected size."""
         checks.check_state_size(hx, expected_hidden_size, msg)
 
-    def check_forward_args(self, input: Tensor, hidden: State, batch_sizes: Tensor | None) -> None:
-        """Raises where the input or the states do not fit this module or each other."""
-        if batch_sizes is None:
-            self.check_input(input, None)
-        for k, size in enumerate(self._state_sizes(input, batch_sizes)):
-            self.check_hidden_size(hidden[k], size, f"Expected hidden[{k}] size {{}}, got {{}}")
-        weight = self._weights(0, "forward").weight_ih
-        for k, state in enumerate(hidden):
-            if state.dtype != weight.dtype and not autocast_dtype(weight):
-                raise RuntimeError(
-                    f"hx must have the weights' dtype. Expected {weight.dtype}, got {state.dtype} "
-                    f"for hx[{k}]: convert it with hx[{k}].to({weight.dtype})"
-                )
-            if state.device != input.device:
-                raise RuntimeError(
-                    checks.device_message("Input", input.device, "hidden", state.device)
-                )
-
-    def permute_hidden(self, hx: State, permutation: Tensor | None) -> State:
+    def permute_hidden(self, hx: States, permutation: Tensor | None) -> States:
         """Both states with their sequences in the order of `permutation`."""
         return unpermuted(hx, permutation)
 
@@ -502,27 +434,6 @@ class BiLSTM(nn.Module):
 
     def _shapes(self, layer: int) -> tuple[tuple[int, ...], ...]:
         """The shapes of a layer's parameters in the order of KINDS, absent ones too."""
-        H, P = self.hidden_size, self.proj_size or self.hidden_size
+        P = self.proj_size or self.hidden_size
         layer_input = P * self.num_directions if layer else self.input_size
-        return ((4 * H, layer_input), (4 * H, P), (4 * H,), (4 * H,), (P, H))
-
-
-def replace_lstm(model: nn.Module) -> tuple[str, ...]:
-    """Makes every nn.LSTM inside `model` a BiLSTM, in place.
-
-    Parameters stay the same objects, so optimizers stay valid; hooks and their handles, training
-    mode and parametrizations are kept. An nn.LSTM that stands in several places stays shared.
-    Subclasses of nn.LSTM are left alone with a warning.
-
-    Examples:
-        >>> model = nn.Sequential(nn.Embedding(20, 4), nn.LSTM(4, 8))
-        >>> replace_lstm(model)
-        ('1',)
-
-    Returns:
-        The paths of the replaced modules.
-
-    Raises:
-        ValueError: `model` is itself an nn.LSTM, or is already wrapped or compiled.
-    """
-    return swap_lstms(model, lambda lstm: BiLSTM._from_lstm(lstm, share_hooks=True), stacklevel=3)
+        return parameter_shapes(layer_input, self.hidden_size, P)

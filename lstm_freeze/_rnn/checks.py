@@ -9,6 +9,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
+from .precision import autocast_dtype
 from .rows import unpermuted
 
 _MISREAD = (AttributeError, IndexError, KeyError, TypeError)
@@ -147,17 +148,55 @@ def check_state_size(state: Tensor, expected: tuple[int, int, int], message: str
         raise RuntimeError(message.format(expected, list(state.size())))
 
 
-def dtype_message(given: torch.dtype, expected: torch.dtype) -> str:
-    """What is wrong with an input's dtype, and the remedy."""
-    return (
-        f"RNN input dtype ({given}) does not match weight dtype ({expected}). Convert input: "
-        f"input.to({expected}), or convert model: model.to({given})"
-    )
+def check_dtype(input: Tensor, weight: Tensor, error: type[Exception]) -> None:
+    """Raises where the input does not have the weights' dtype, unless autocast converts it."""
+    if input.dtype != weight.dtype and not autocast_dtype(weight):
+        raise error(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+        )
 
 
-def device_message(what: str, given: torch.device, other: str, expected: torch.device) -> str:
-    """What is wrong with a tensor's device, and the remedy."""
-    return (
+def check_input_size(input: Tensor, dimensions: int, input_size: int, weight: Tensor) -> None:
+    """Raises where the input does not have the dimensions, the features or the weights' device."""
+    if input.dim() != dimensions:
+        raise RuntimeError(f"input must have {dimensions} dimensions, got {input.dim()}")
+    if input.size(-1) != input_size:
+        raise RuntimeError(
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {input_size}, got {input.size(-1)}"
+        )
+    if input.device != weight.device:
+        raise _on_two_devices("Input", input.device, "parameter", weight.device)
+
+
+def check_states(input: Tensor, states: tuple[Tensor, Tensor], weight: Tensor) -> None:
+    """Raises where a state has another dtype than the weights or another device than the input."""
+    for k, state in enumerate(states):
+        if state.dtype != weight.dtype and not autocast_dtype(weight):
+            raise RuntimeError(
+                f"hx must have the weights' dtype. Expected {weight.dtype}, got {state.dtype} "
+                f"for hx[{k}]: convert it with hx[{k}].to({weight.dtype})"
+            )
+        if state.device != input.device:
+            raise _on_two_devices("Input", input.device, "hidden", state.device)
+
+
+def check_weight(
+    name: str, weight: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raises where a weight was replaced by one of another size, dtype or device."""
+    if weight.shape != shape or weight.device != device:
+        raise RuntimeError(
+            f"{name} must have size {shape} on {device}, got {tuple(weight.shape)} on "
+            f"{weight.device}: set it to one that fits"
+        )
+
+
+def _on_two_devices(
+    what: str, given: torch.device, other: str, expected: torch.device
+) -> RuntimeError:
+    return RuntimeError(
         f"{what} and {other} tensors are not at the same device, found {what.lower()} tensor at "
         f"{given} and {other} tensor at {expected}: move one of them"
     )

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from . import loop_native, loop_torch, memory
+from .cell import gate_views, gates_size
 from .rows import Run, blocks_of, bounds, last_rows, previous_rows, runs_of
-from .weights import Gradients, State, Weights, gate_views
+from .weights import Gradients, Inputs, State, Weights
 
 # A block's gates should stay in cache between the input projection and the steps that read them.
 # The value enters the numbers (a product over a block may differ in bits from one over all rows),
@@ -26,35 +27,27 @@ from .weights import Gradients, State, Weights, gate_views
 _BLOCK_BYTES = 8 * 2**20
 
 
-def _blocks(data: Tensor, batch: int, batch_sizes: Tensor | None, row_size: int) -> list[list[Run]]:
+def _blocks(inputs: Inputs, batch: int, row_size: int) -> list[list[Run]]:
     """The time blocks of a layer with `row_size` gates a row, both directions together."""
-    runs = runs_of(data.shape[0], batch, batch_sizes)
-    return blocks_of(runs, max(1, _BLOCK_BYTES // (row_size * data.element_size())))
+    runs = runs_of(inputs.steps, batch, inputs.batch_sizes)
+    return blocks_of(runs, max(1, _BLOCK_BYTES // (row_size * inputs.data.element_size())))
 
 
-def forward(
-    data: Tensor,
-    batch_sizes: Tensor | None,
-    reverse: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    directions: Sequence[Weights],
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, State]:
+def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State]:
     """One layer over time; with `keep`, also what the backward pass needs.
 
     `keep` must not change a bit of the result.
     """
-    D, P = len(directions), directions[0].weight_hh.shape[1]
-    H = directions[0].weight_hh.shape[0] // 4
+    data, batch_sizes, reverse, h0, c0, directions = inputs
+    D, H, P = len(directions), directions[0].hidden_size, directions[0].state_size
     batch = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
     rows = data.flatten(0, -2)
     N = rows.shape[0]
     back = _backwards(data, reverse)
     sides = [rows, _picked(data, back).flatten(0, -2)] if D == 2 else [rows]
-    blocks = _blocks(data, batch, batch_sizes, D * 4 * H)
+    blocks = _blocks(inputs, batch, D * gates_size(H))
     gates_rows = N if keep else max(last - first for first, last in map(bounds, blocks))
-    gates = memory.empty(data, D, gates_rows, 4 * H)
+    gates = memory.empty(data, D, gates_rows, gates_size(H))
     hidden = memory.empty(data, D, batch + N, P)
     hidden[:, :batch] = 0 if h0 is None else h0
     cells = memory.empty(data, D, batch + (N if keep else 1), H)
@@ -154,41 +147,24 @@ def _sides_of(grad: Tensor | None, back: Tensor, active: range, out: Tensor) -> 
 
 def backward(
     grads: tuple[Tensor | None, Tensor | None, Tensor | None],
-    data: Tensor,
-    batch_sizes: Tensor | None,
-    reverse: Tensor | None,
+    inputs: Inputs,
     state: State,
-    directions: Sequence[Weights],
     wanted: Wanted,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[list[Tensor | None]]]:
     """The gradients that are wanted, None for all others: data, h0, c0, and per direction."""
+    data, batch_sizes, reverse, _, _, directions = inputs
     active = wanted.directions()
     N = state.gates.shape[1]
     batch = state.hidden.shape[1] - N
-    blocks = _blocks(data, batch, batch_sizes, len(directions) * state.gates.shape[2])
+    blocks = _blocks(inputs, batch, len(directions) * state.gates.shape[2])
     back = _backwards(data, reverse)
     dhidden, _, dc0, dgates = _gate_gradients(
         grads, batch_sizes, back, state, batch, directions, active, blocks
     )
-    rows = data.flatten(0, -2)
-    weights: list[list[Tensor | None]] = [[None] * 5 for _ in directions]
+    weights: list[list[Tensor | None]] = [[None] * len(w) for w in directions]
     for d in active:
-        ih, hh, bias_ih, bias_hh, hr = wanted.weights[d]
-        grad, out = dgates[d].t(), weights[d]
-        if ih:
-            out[0] = grad @ (_picked(data, back).flatten(0, -2) if d else rows)
-        if hh:
-            hidden = state.hidden[d]
-            if batch_sizes is not None:
-                hidden = _picked(hidden, previous_rows(batch_sizes, N).to(hidden.device))
-            out[1] = grad @ hidden[:N]
-        if bias_ih or bias_hh:
-            bias = dgates[d].sum(0)
-            out[2] = bias if bias_ih else None
-            out[3] = (bias.clone() if bias_ih else bias) if bias_hh else None
-        if hr:
-            squashed = state.cells[d, batch:].tanh().mul_(gate_views(state.gates[d])[4])
-            out[4] = dhidden[d].t() @ squashed
+        read = _Read(inputs, state, back, d)
+        weights[d] = _weight_gradients(read, dhidden[d], dgates[d], wanted.weights[d])
     ddata = None
     if wanted.data:
         ddata = (dgates[0] @ directions[0].weight_ih).view(data.shape)
@@ -200,3 +176,47 @@ def backward(
     if wanted.h0:
         dh0 = torch.bmm(dgates[:, :batch], torch.stack([w.weight_hh for w in directions]))
     return ddata, dh0, dc0 if wanted.c0 else None, weights
+
+
+class _Read(NamedTuple):
+    """The rows that the weights of one direction were multiplied with, each made when asked for."""
+
+    inputs: Inputs
+    state: State
+    back: Tensor
+    direction: int
+
+    def by_weight_ih(self) -> Tensor:
+        """(N, I) in this direction's order of time."""
+        data = self.inputs.data
+        return (_picked(data, self.back) if self.direction else data).flatten(0, -2)
+
+    def by_weight_hh(self) -> Tensor:
+        """(N, P) the hidden states before each row."""
+        hidden, N = self.state.hidden[self.direction], self.state.gates.shape[1]
+        if self.inputs.batch_sizes is None:
+            return hidden[:N]
+        return _picked(hidden, previous_rows(self.inputs.batch_sizes, N).to(hidden.device))
+
+    def by_weight_hr(self) -> Tensor:
+        """(N, H) the hidden states before the projection."""
+        gates, cells = self.state.gates[self.direction], self.state.cells[self.direction]
+        return cells[-len(gates) :].tanh().mul_(gate_views(gates)[4])
+
+
+def _weight_gradients(
+    read: _Read, dh: Tensor, dgates: Tensor, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of one direction in Weights' order: from those of its rows, (N, P) and (N, 4H).
+
+    Each weight has multiplied some rows, so its gradient is a product of two matrices with N rows.
+    """
+    ih, hh, bias_ih, bias_hh, hr = wanted
+    bias = dgates.sum(0) if bias_ih or bias_hh else None
+    return [
+        dgates.t() @ read.by_weight_ih() if ih else None,
+        dgates.t() @ read.by_weight_hh() if hh else None,
+        bias if bias_ih else None,
+        (bias.clone() if bias_ih else bias) if bias is not None and bias_hh else None,
+        dh.t() @ read.by_weight_hr() if hr else None,
+    ]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .._extensions import ready
 from . import memory
+from .cell import GATES, gates_size
 from .rows import Run
 from .weights import Gradients, State, Weights
 
@@ -122,7 +123,7 @@ class Forward:
         weight_hr = [w.weight_hr for w in directions if w.weight_hr is not None]
         self._state, self._keep = state, keep
         self._steps, self._batch = _Steps(batch, batch_sizes), batch
-        self._weight_hh = _panels([w.weight_hh for w in directions], gates=4)
+        self._weight_hh = _panels([w.weight_hh for w in directions], gates=len(GATES))
         self._weight_hr = _panels(weight_hr) if weight_hr else None
         self._squashed = state.cells.new_empty(D, batch, H) if weight_hr else None
         self._walked = 0
@@ -135,7 +136,7 @@ class Forward:
         job = _packed(
             (D, H, P, *self._steps.part(self._walked, steps), row),
             (self._batch + row - block[0].before if row else 0, base, self._keep),
-            _operand("gates", gates, D, 4 * H),
+            _operand("gates", gates, D, gates_size(H)),
             _operand("hidden", hidden, D, P),
             _operand("cells", cells, D, H),
             (0, 0) if self._squashed is None else _operand("squashed", self._squashed, D, H),
@@ -165,12 +166,12 @@ def walk_back(
     weight_hr = _panels(hr) if hr else None
     job = _packed(
         (D, H, P, *steps.part(0, sum(run.steps for block in blocks for run in block)), N),
-        _operand("gates", state.gates[here], D, 4 * H),
+        _operand("gates", state.gates[here], D, gates_size(H)),
         _operand("cells", state.cells[here], D, H),
         _operand("dh", grads.dh[here], D, P),
         _operand("dh_n", grads.dh_n[here], D, P),
         _operand("dc", grads.dc[here], D, H),
-        _operand("dgates", grads.dgates[here], D, 4 * H),
+        _operand("dgates", grads.dgates[here], D, gates_size(H)),
         *_both(weight_hh, weight_hr),
     )
     owners = (state, grads, weight_hh, weight_hr, steps)

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .cell import gate_views
 from .rows import Run, bounds, previous_rows
-from .weights import Gradients, State, Weights, gate_views
+from .weights import Gradients, State, Weights
 
 # From this many multiplications on, a step's product per direction is no slower than one for both.
 _SEPARATE_PRODUCTS = 2**20
@@ -52,7 +53,7 @@ class Forward:
         self._state, self._batch, self._keep = state, batch, keep
         self._weight_hh = torch.stack([w.weight_hh.t() for w in directions])
         self._weight_hr = [w.weight_hr.t() for w in directions if w.weight_hr is not None]
-        self._scratch = gates.new_empty(D * self._batch * 4 * H)
+        self._scratch = gates.new_empty(D * batch * gates.shape[2])
         # Transcendental functions treat the tail of a row of memory apart from its body: with and
         # without `keep`, rows break at the same places.
         squashed = gates.new_empty(2 if self._weight_hr else 1, D, self._batch + 1, H)
@@ -61,12 +62,12 @@ class Forward:
     def run(self, block: list[Run], base: int) -> None:
         """Walk through one block; the first row of `gates` is row `base`."""
         gates, hidden, cells = self._state
-        D, H, batch = cells.shape[0], cells.shape[2], self._batch
+        D, batch = cells.shape[0], self._batch
         for run in block:
             size, row = run.batch, run.row
             before = batch + row - run.before if row else 0
             h = hidden[:, before : before + size]
-            pre = self._scratch[: D * size * 4 * H].view(D, size, 4 * H)
+            pre = self._scratch[: D * size * gates.shape[2]].view(D, size, -1)
             cell = self._pointwise(run, before, pre)
             projected, outputs = _steps(gates, run, base), _steps(hidden[:, batch:], run)
             for s in range(run.steps):
@@ -144,7 +145,7 @@ def walk_back(
             dm = wide[: D * size * H].view(D, size, H) if weight_hr else dh
             outs, slots = _steps(grads.dh, run), _steps(grads.dgates, run)
             cell = pointwise.run(run, dm[here])
-            separate = size * 4 * H * P >= _SEPARATE_PRODUCTS
+            separate = size * weight_hh[0].numel() >= _SEPARATE_PRODUCTS
             for s in reversed(range(run.steps)):
                 if ended is not None:
                     torch.add(outs[s], ended, out=dh)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .cell import hidden_size_of
 from .weights import Weights
 
 
@@ -29,9 +30,9 @@ def takes(data: Tensor, batch_sizes: Tensor | None, directions: Sequence[Weights
 def layer(
     data: Tensor, h0: Tensor | None, c0: Tensor | None, directions: Sequence[Weights]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer over time; arguments, results and shapes as in `operator.equations`."""
+    """One layer over time; arguments, results and shapes as in `equations`."""
     T, B, _ = data.shape
-    D, H = len(directions), directions[0].weight_hh.shape[1]
+    D, H = len(directions), directions[0].hidden_size
     biases = [
         torch.cat([_in_onnx_order(w.bias_ih), _in_onnx_order(w.bias_hh)])
         for w in directions
@@ -60,6 +61,6 @@ def layer(
 
 def _in_onnx_order(weight: Tensor) -> Tensor:
     """The rows of the input, forget, cell and output gates as input, output, forget, cell."""
-    H = weight.shape[0] // 4
+    H = hidden_size_of(weight)
     # Slices, which the exporter's optimizer works out beforehand; a split it leaves in the model.
     return torch.cat([weight[:H], weight[3 * H :], weight[H : 3 * H]])

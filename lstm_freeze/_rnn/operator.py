@@ -1,200 +1,171 @@
-"""One LSTM layer over time: the readable equations, and a hand-derived backward.
+"""One LSTM layer over time as one operator, with a hand-derived backward.
 
-`layer` is the fast path, one operator to autograd, torch.compile and torch.export. Its forward
-never depends on what is trainable; its backward computes only what is asked for. `equations` says
-the same in plain differentiable operations: the oracle of the tests, and the path of everything
-that differentiates twice or transforms functions.
+`layer` is one operator to autograd, torch.compile and torch.export. Its forward never depends on
+what is trainable; its backward computes only what is asked for. `equations` says the same in plain
+differentiable operations.
 
 Shapes are written as in `layer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._torch_internals import (
-    forward_mode_is_on,
-    functions_are_transformed,
-    is_batched_gradient,
-    is_fake,
-)
-from . import onnx
+from .._torch_internals import is_batched_gradient, is_fake
+from . import onnx, tracing
+from .cell import gates_size
+from .equations import equations
 from .layer import Wanted, backward, forward
-from .rows import check_packed, flipped
-from .weights import State, Weights
+from .rows import check_packed
+from .weights import Inputs, State, Weights
 
-
-def equations(
-    data: Tensor,
-    batch_sizes: Tensor | None,
-    reverse: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    directions: Sequence[Weights],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer by the definition, differentiable in every way torch knows.
-
-    Args:
-        data: (T, B, I), or packed rows (N, I).
-        batch_sizes: (T,) for packed rows.
-        reverse: (N,) the order of the reverse direction, for packed rows.
-        h0: (D, B, P); zeros where absent.
-        c0: (D, B, H); zeros where absent.
-        directions: The weights of the forward and, where present, the reverse direction.
-
-    Returns:
-        The output, (T, B, D * P) or (N, D * P), and the final states (D, B, P) and (D, B, H).
-    """
-    sizes = [data.shape[1]] * data.shape[0] if batch_sizes is None else batch_sizes.tolist()
-    outputs, h_n, c_n = [], [], []
-    for d, w in enumerate(directions):
-        x = flipped(data, reverse) if d else data
-        projected = torch.nn.functional.linear(x, w.weight_ih, w.bias_ih)
-        steps = projected.unbind(0) if batch_sizes is None else torch.split(projected, sizes)
-        real_hidden = w.weight_hh.shape[1]
-        h = data.new_zeros(sizes[0], real_hidden) if h0 is None else h0[d]
-        c = data.new_zeros(sizes[0], w.weight_hh.shape[0] // 4) if c0 is None else c0[d]
-        hidden, ended = [], []
-        for step, size in zip(steps, sizes, strict=True):
-            if size < h.shape[0]:
-                ended.append((h[size:], c[size:]))
-                h, c = h[:size], c[:size]
-            gates = step + torch.nn.functional.linear(h, w.weight_hh, w.bias_hh)
-            i, f, g, o = gates.chunk(4, -1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
-            if w.weight_hr is not None:
-                h = torch.nn.functional.linear(h, w.weight_hr)
-            hidden.append(h)
-        ended.append((h, c))
-        h_n.append(torch.cat([h for h, _ in reversed(ended)]))
-        c_n.append(torch.cat([c for _, c in reversed(ended)]))
-        output = torch.stack(hidden) if batch_sizes is None else torch.cat(hidden)
-        outputs.append(flipped(output, reverse) if d else output)
-    return torch.cat(outputs, -1), torch.stack(h_n), torch.stack(c_n)
-
-
+# An operator takes a flat list of tensors. Its order is told here and in the next three functions.
+_BEFORE_WEIGHTS = Inputs._fields[:-1]
 _TENSORS = (
-    "Tensor data, Tensor? sizes, Tensor? reverse, Tensor? h0, Tensor? c0, "
-    "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "
-    "Tensor? w_ih_r, Tensor? w_hh_r, Tensor? b_ih_r, Tensor? b_hh_r, Tensor? w_hr_r"
+    *_BEFORE_WEIGHTS,
+    *Weights._fields,
+    *(f"{name}_reverse" for name in Weights._fields),
 )
+_REQUIRED = {"data", *Weights._fields[:2]}
+_SCHEMA = ", ".join(f"Tensor{'' if name in _REQUIRED else '?'} {name}" for name in _TENSORS)
 
 
-def _directions(weights: Sequence[Tensor | None]) -> list[Weights]:
-    return [
-        Weights(w_ih, w_hh, *rest)
-        for w_ih, w_hh, *rest in (weights[:5], weights[5:])
-        if w_ih is not None and w_hh is not None
-    ]
+def _flat(
+    before: Sequence[Tensor | None], weights: Sequence[Sequence[Tensor | None]]
+) -> list[Tensor | None]:
+    """What stands before the weights, and those of each direction; None where absent."""
+    present = [*before, *(w for side in weights for w in side)]
+    return present + [None] * (len(_TENSORS) - len(present))
+
+
+def _inputs(flat: Sequence[Any]) -> Inputs:
+    """The inputs of a layer from its tensors in the order of `_TENSORS`."""
+    before, sides = _split(flat)
+    return Inputs._make([*before, [Weights(*side) for side in sides if side[0] is not None]])
+
+
+def _split(flat: Sequence[Any]) -> tuple[Sequence[Any], tuple[Sequence[Any], Sequence[Any]]]:
+    """What stands before the weights, and the weights of either direction."""
+    first, size = len(_BEFORE_WEIGHTS), len(Weights._fields)
+    weights = flat[first:]
+    return flat[:first], (weights[:size], weights[size:])
 
 
 @torch.library.custom_op(
     "lstm_freeze::layer",
     mutates_args=(),
-    schema=f"({_TENSORS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_SCHEMA}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _layer(*args: Any) -> tuple[Tensor, ...]:
-    data, sizes, reverse, h0, c0, *weights, keep = args
-    directions = _directions(weights)
-    if sizes is not None:
-        check_packed(data, sizes)
-    elif data.shape[0] == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN, got 0")
-    if data.numel() == 0:
-        return tuple(x.zero_() for x in _layer_like(*args))
-    output, h_n, c_n, state = forward(data, sizes, reverse, h0, c0, directions, keep)
-    return output, h_n, c_n, *(state if keep else (data.new_empty(0) for _ in state))
+def _layer(*arguments: Any) -> tuple[Tensor, ...]:
+    """Output, final states, and the State that `keep` asks for, else three empty tensors."""
+    *flat, keep = arguments
+    inputs = _inputs(flat)
+    _check(inputs)
+    if inputs.data.numel() == 0:
+        return tuple(x.zero_() for x in _layer_like(*arguments))
+    output, h_n, c_n, state = forward(inputs, keep)
+    return output, h_n, c_n, *(state if keep else (output.new_empty(0) for _ in state))
 
 
 @_layer.register_fake
-def _layer_like(*args: Any) -> tuple[Tensor, ...]:
-    data, sizes, _, h0, c0, *weights, keep = args
-    D, P = len(_directions(weights)), weights[1].shape[1]
-    H = weights[1].shape[0] // 4
+def _layer_like(*arguments: Any) -> tuple[Tensor, ...]:
+    *flat, keep = arguments
+    data, sizes, _, h0, c0, directions = _inputs(flat)
+    D, H, P = len(directions), directions[0].hidden_size, directions[0].state_size
     N = data.flatten(0, -2).shape[0]
+    given = c0 if h0 is None else h0
+    batch: int | torch.SymInt
     if sizes is None:
         batch = data.shape[1]
-    elif h0 is not None or c0 is not None:
-        batch = (c0 if h0 is None else h0).shape[1]
+    elif given is not None:
+        batch = given.shape[1]
     elif sizes.is_meta or is_fake(sizes):
         batch = torch.library.get_ctx().new_dynamic_size()
     else:
         batch = int(sizes[0])
-    kept = [(D, N, 4 * H), (D, batch + N, P), (D, batch + N, H)] if keep else [(0,)] * 3
-    shapes = [(*data.shape[:-1], D * P), (D, batch, P), (D, batch, H), *kept]
-    return tuple(data.new_empty(shape) for shape in shapes)
+    results = [(*data.shape[:-1], D * P), (D, batch, P), (D, batch, H)]
+    state = [(D, N, gates_size(H)), (D, batch + N, P), (D, batch + N, H)]
+    kept = state if keep else [(0,) for _ in state]
+    return tuple(data.new_empty(shape) for shape in (*results, *kept))
 
 
 @torch.library.custom_op(
     "lstm_freeze::layer_backward",
     mutates_args=(),
-    schema=f"(Tensor? grad_output, Tensor? grad_h, Tensor? grad_c, {_TENSORS}, "
-    f"Tensor gates, Tensor hidden, Tensor cells, bool[] wanted) -> Tensor[]",
+    schema=f"(Tensor? grad_output, Tensor? grad_h, Tensor? grad_c, {_SCHEMA}, "
+    f"{', '.join(f'Tensor {name}' for name in State._fields)}, bool[] wanted) -> Tensor[]",
 )
-def _layer_backward(*args: Any) -> list[Tensor]:
-    """The wanted gradients in the order of the tensor arguments, empty where not wanted."""
-    grads, (data, sizes, reverse, h0, c0), weights = args[:3], args[3:8], args[8:18]
-    state, flags = State(*args[18:21]), args[21]
-    directions = _directions(weights)
-    if sizes is not None:
-        check_packed(data, sizes)  # again: it may have been written to since
-    if data.numel() == 0:
-        return [x.zero_() for x in _layer_backward_like(*args)]
-    if state.gates.numel() == 0:
-        state = forward(data, sizes, reverse, h0, c0, directions, True)[3]
-    kinds = (tuple(flags[3:8]), tuple(flags[8:13]))[: len(directions)]
-    wanted = Wanted(flags[0], flags[1], flags[2], kinds)
-    ddata, dh0, dc0, dweights = backward(grads, data, sizes, reverse, state, directions, wanted)
-    flat = [ddata, dh0, dc0, *(g for side in dweights for g in side)]
-    flat += [None] * (13 - len(flat))
-    return [data.new_empty(0) if g is None else g for g in flat]
+def _layer_backward(
+    grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, *others: Any
+) -> list[Tensor]:
+    """The gradient of each of `_TENSORS`, empty where `wanted`, a flag for each, says no."""
+    *flat, gates, hidden, cells, flags = others
+    inputs, state = _inputs(flat), State(gates, hidden, cells)
+    _check(inputs)  # again: it may have been written to since
+    if inputs.data.numel() == 0:
+        return [x.zero_() for x in _layer_backward_like(grad_output, grad_h, grad_c, *others)]
+    if gates.numel() == 0:
+        *_, state = forward(inputs, keep=True)
+    (data, _, _, h0, c0), sides = _split(flags)
+    wanted = Wanted(data, h0, c0, tuple(map(tuple, sides[: len(inputs.directions)])))
+    seeds = (grad_output, grad_h, grad_c)
+    grad_data, grad_h0, grad_c0, weights = backward(seeds, inputs, state, wanted)
+    found = _flat((grad_data, None, None, grad_h0, grad_c0), weights)
+    return [inputs.data.new_empty(0) if grad is None else grad for grad in found]
 
 
 @_layer_backward.register_fake
-def _layer_backward_like(*args: Any) -> list[Tensor]:
-    data, h0, c0, weights, flags = args[3], args[6], args[7], args[8:18], args[21]
+def _layer_backward_like(*arguments: Any) -> list[Tensor]:
+    _, _, _, *flat, _, _, _, flags = arguments
     return [
-        torch.empty_like(x, memory_format=torch.contiguous_format) if flag else data.new_empty(0)
-        for x, flag in zip((data, h0, c0, *weights), flags, strict=True)
+        torch.empty_like(x, memory_format=torch.contiguous_format) if flag else flat[0].new_empty(0)
+        for x, flag in zip(flat, flags, strict=True)
     ]
 
 
+def _check(inputs: Inputs) -> None:
+    """Raises where the rows are not those that the sizes speak of."""
+    if inputs.batch_sizes is not None:
+        check_packed(inputs.data, inputs.batch_sizes)
+    elif inputs.data.shape[0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN, got 0")
+
+
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *flat, _ = inputs
+    _, _, _, *state = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[3:])
-    ctx.save_for_backward(*inputs[:-1], *output[3:])
+    ctx.mark_non_differentiable(*state)
+    ctx.save_for_backward(*flat, *state)
 
 
 def _layer_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # once: under activation checkpointing a second read is an error
-    inputs, state = saved[:15], saved[15:]
-    needs = ctx.needs_input_grad
-    flags = [bool(needs[k]) for k in (0, *range(3, 15))]
-    if torch.is_grad_enabled() or _transformed() or any(map(is_batched_gradient, grads)):
-        found = _differentiable_gradients(grads[:3], inputs, flags)
+    grad_output, grad_h, grad_c, *_ = grads
+    # Saved tensors once: under activation checkpointing a second read is an error.
+    *flat, gates, hidden, cells = ctx.saved_tensors
+    *needed, _ = ctx.needs_input_grad
+    flags = [bool(flag) for flag in needed]
+    seeds = (grad_output, grad_h, grad_c)
+    if torch.is_grad_enabled() or tracing.is_transformed() or any(map(is_batched_gradient, grads)):
+        found = _differentiable_gradients(seeds, flat, flags)
     else:
-        found = _layer_backward(*grads[:3], *inputs, *state, flags)
-    data, *rest = (g if flag else None for g, flag in zip(found, flags, strict=True))
-    return data, None, None, *rest, None
+        found = _layer_backward(*seeds, *flat, gates, hidden, cells, flags)
+    return *(grad if flag else None for grad, flag in zip(found, flags, strict=True)), None
 
 
 def _differentiable_gradients(
-    grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], flags: Sequence[bool]
+    grads: Sequence[Tensor | None], flat: Sequence[Tensor | None], flags: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients as functions of inputs and `grads` that can be differentiated or batched."""
     again = torch.is_grad_enabled()
-    data, sizes, reverse, *rest = inputs
     with torch.enable_grad():
         # Aliases: a weight that stands in two places must get each place's own gradient.
-        places = [None if x is None else x.view_as(x) for x in (data, *rest)]
-        x, h0, c0, *weights = places
-        assert x is not None
-        outputs = equations(x, sizes, reverse, h0, c0, _directions(weights))
+        places = [None if x is None else x.view_as(x) for x in flat]
+        outputs = equations(*_inputs(places))
     pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
     asked = [x for x, flag in zip(places, flags, strict=True) if flag and x is not None]
     found = iter(
@@ -224,51 +195,16 @@ def layer(
 
     Data and weights are float32 or float64, all of one dtype and device.
     """
-    args = (data, batch_sizes, reverse, h0, c0, directions)
-    if _is_recorded_for_onnx(data):
+    inputs = Inputs(data, batch_sizes, reverse, h0, c0, directions)
+    if tracing.is_recorded_for_onnx(data):
         if onnx.takes(data, batch_sizes, directions):
             return onnx.layer(data, h0, c0, directions)
-        return equations(*args)
-    if _transformed():
-        return equations(*args)
-    absent = (None,) * (5 * (2 - len(directions)))
-    weights = [x for w in directions for x in w]
-    tensors = (data, h0, c0, *weights)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        return equations(*inputs)
+    if tracing.is_transformed():
+        return equations(*inputs)
+    flat = _flat(inputs[:-1], directions)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in flat)
     # Whether a traced program will ever run backward is not known: it then runs forward again.
-    keep = keep and not (_is_exporting() or _is_jit_tracing())
-    output: tuple[Tensor, Tensor, Tensor] = _layer(*args[:-1], *weights, *absent, keep)[:3]
-    return output
-
-
-def is_traced(data: Tensor) -> bool:
-    """Whether the call is recorded or transformed rather than simply run."""
-    compiling = torch.compiler.is_compiling() or _is_exporting()
-    fake = data.is_meta or is_fake(data)
-    return compiling or fake or _is_jit_tracing() or _transformed()
-
-
-def _is_exporting() -> bool:
-    # Before torch 2.7 the two could not be told apart.
-    told: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-    return told()
-
-
-def _is_recorded_for_onnx(data: Tensor) -> bool:
-    """Whether `torch.onnx.export`, not in its TorchScript form, records this very call."""
-    # Export is said to be under way in all threads; where numbers are wanted, data are real.
-    exporting = _is_exporting() and torch.onnx.is_in_onnx_export()
-    return exporting and is_fake(data)
-
-
-def _is_jit_tracing() -> bool:
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
-
-
-def _transformed() -> bool:
-    """Whether torch.func or forward-mode AD is at work, which the operator has no rules for."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch.onnx.is_in_onnx_export():
-        return True
-    return forward_mode_is_on() or functions_are_transformed()
+    keep = keep and not (tracing.is_exporting() or tracing.is_jit_tracing())
+    output, h_n, c_n, *_ = _layer(*flat, keep)
+    return output, h_n, c_n

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from .._names import place_of
 from .rows import Rows
+from .weights import Weights
 
 RunLayers = Callable[[Rows, int, int], tuple[Rows, list[tuple[Tensor, Tensor]]]]
 """Runs layers [first, last) over rows: the output rows and each layer's final states."""
@@ -28,3 +30,23 @@ class CachesPrefix(Protocol):
 
     def warn_of_dropout(self) -> None:
         """Say once that dropout makes the prefix random, so that nothing can be kept."""
+
+
+def frozen_prefix(
+    named: Iterable[tuple[str, nn.Parameter]], weights: Sequence[Sequence[Weights]]
+) -> list[list[Tensor]]:
+    """The weights of each of the lowest layers that nothing trainable reaches.
+
+    Args:
+        named: The RNN's named parameters.
+        weights: The weights of each layer and direction as they are now.
+    """
+    places = [place_of(name) for name, parameter in named if parameter.requires_grad]
+    depth = min((place.layer for place in places if place), default=len(weights))
+    prefix: list[list[Tensor]] = []
+    for directions in weights[:depth]:
+        present = [w for weights in directions for w in weights if w is not None]
+        if any(w.requires_grad for w in present):  # as of no parameter here
+            break
+        prefix.append(present)
+    return prefix

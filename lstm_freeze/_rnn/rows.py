@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .tracing import is_traced
+
 
 class Rows(NamedTuple):
     """A batch of sequences in the internal form.
@@ -57,9 +59,12 @@ def dense_rows(input: Tensor, batch_first: bool) -> Rows:
 
 def packed_rows(input: PackedSequence, both_directions: bool) -> Rows:
     """A PackedSequence's rows, with the order the reverse direction reads them in."""
-    data = input.data.contiguous()
-    reverse = reverse_rows(data, input.batch_sizes) if both_directions else None
-    return Rows(data, input.batch_sizes, reverse)
+    data, batch_sizes = input.data.contiguous(), input.batch_sizes
+    if both_directions:
+        return Rows(data, batch_sizes, reverse_rows(data, batch_sizes))
+    if not is_traced(data):
+        check_packed(data, batch_sizes)
+    return Rows(data, batch_sizes)
 
 
 def flipped(rows: Tensor, reverse: Tensor | None) -> Tensor:
@@ -166,16 +171,18 @@ def check_packed(data: Tensor, batch_sizes: Tensor) -> None:
             f"{batch_sizes.dim()}-D {batch_sizes.dtype} on {batch_sizes.device}: make it with "
             "pack_padded_sequence or pack_sequence"
         )
-    rows = int(batch_sizes.sum())
-    if data.shape[0] != rows:
-        raise RuntimeError(
-            "input.data must have one row for each step of each sequence. "
-            f"Expected {rows} (the sum of input.batch_sizes), got {data.shape[0]}"
-        )
-    if bool((batch_sizes.diff() > 0).any()) or int(batch_sizes[-1]) < 0:
+    rows, sizes = data.shape[0], batch_sizes.tolist()  # Python's integers do not wrap around
+    if not sizes:
+        raise RuntimeError("input.batch_sizes must have at least one step, got none")
+    if sizes != sorted(sizes, reverse=True) or sizes[-1] < 0:
         raise RuntimeError(
             "input.batch_sizes must not increase from step to step, nor be negative. "
-            f"Got {batch_sizes.tolist()}: make it with pack_padded_sequence or pack_sequence"
+            f"Got {sizes}: make it with pack_padded_sequence or pack_sequence"
+        )
+    if sum(sizes) != rows:
+        raise RuntimeError(
+            "input.data must have one row for each step of each sequence. "
+            f"Expected {sum(sizes)} (the sum of input.batch_sizes), got {rows}"
         )
 
 

@@ -1,14 +1,16 @@
-"""What a layer's passes work on: weights, what the forward pass keeps, gradients.
+"""What a layer's passes work on: inputs, weights, what the forward pass keeps, gradients.
 
 Shapes are written as in `layer`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from .cell import hidden_size_of
 
 
 class Weights(NamedTuple):
@@ -19,6 +21,41 @@ class Weights(NamedTuple):
     bias_ih: Tensor | None = None
     bias_hh: Tensor | None = None
     weight_hr: Tensor | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+        return hidden_size_of(self.weight_hh)
+
+    @property
+    def state_size(self) -> int:
+        """P, which is H without a projection."""
+        return self.weight_hh.shape[1]
+
+
+class Inputs(NamedTuple):
+    """All tensors that one layer is given.
+
+    Attributes:
+        data: (T, B, I), or packed rows (N, I).
+        batch_sizes: (T,) for packed rows.
+        reverse: (N,) the order of the reverse direction, for packed rows.
+        h0: (D, B, P); zeros where absent.
+        c0: (D, B, H); zeros where absent.
+        directions: The weights of the forward and, where present, the reverse direction.
+    """
+
+    data: Tensor
+    batch_sizes: Tensor | None
+    reverse: Tensor | None
+    h0: Tensor | None
+    c0: Tensor | None
+    directions: Sequence[Weights]
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return (self.data if self.batch_sizes is None else self.batch_sizes).shape[0]
 
 
 class State(NamedTuple):
@@ -49,9 +86,3 @@ class Gradients(NamedTuple):
     dh_n: Tensor
     dc: Tensor
     dgates: Tensor
-
-
-def gate_views(gates: Tensor) -> tuple[Tensor, ...]:
-    """Views of gates (..., 4H): input and forget together, then each of the four."""
-    hidden = gates.shape[-1] // 4
-    return (gates[..., : 2 * hidden], *torch.split(gates, hidden, -1))
