@@ -16,11 +16,12 @@ from . import checks, memory
 from .cell import parameter_shapes
 from .conversion import adopt, is_plain
 from .groups import ParameterGroup, groups_of
+from .padding import Lengths, as_lengths, masked_rows, padded_rows
 from .precision import precision_of
 from .prefix import CachesPrefix, frozen_prefix
 from .rows import Rows, dense_rows, packed_rows, unpermuted
 from .stack import Stack, States
-from .tracing import is_traced
+from .tracing import is_traced, is_written_out
 from .weights import Weights
 
 
@@ -190,29 +191,53 @@ class BiLSTM(nn.Module):
         return groups_of(named, self.num_layers, self.num_directions)
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: States | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: States | None = None,
+        *,
+        lengths: Lengths | None = None,
     ) -> tuple[Any, States]:
         """Runs all layers over the sequences.
+
+        With `lengths`, a padded batch gives what packing it by hand gives: the reverse direction
+        begins at each sequence's own last step, the final states are those of its own end, outputs
+        beyond it are zeros, and what stands in the padding changes nothing.
+
+        Examples:
+            >>> lstm = BiLSTM(4, 8)
+            >>> padded = torch.nn.utils.rnn.pad_sequence([torch.randn(n, 4) for n in (2, 5, 3)])
+            >>> output, (h_n, c_n) = lstm(padded, lengths=[2, 5, 3])
+            >>> output.shape, bool(output[2:, 0].any())
+            (torch.Size([5, 3, 16]), False)
 
         Args:
             input: (T, B, I), with `batch_first` (B, T, I), unbatched (T, I), or a PackedSequence.
             hx: The initial hidden and cell states, (L * D, B, P) and (L * D, B, H), without B
                 for unbatched input; zeros where absent.
+            lengths: (B,) integers from 1 to T, the steps of each sequence of a padded batch, in any
+                order: a tensor on any device, or a list or array. Reading them makes the host wait
+                once for an accelerator they are on; on the CPU or as a list they cost no wait.
+                In a program for torch.compile, torch.export or torch.jit.trace, a tensor
+                stays an input; a list becomes part of the program. In one for ONNX, and under
+                torch.func.vmap over them, they cannot be read and their range is not checked.
 
         Returns:
             The last layer's output, (T, B, D * P) or shaped like the input, and the final states
             (h_n, c_n), shaped like `hx`.
 
         Raises:
-            ValueError: The input has the wrong rank or dtype.
+            ValueError: The input has the wrong rank or dtype; `lengths` do not fit, or the input is
+                not a padded batch.
             RuntimeError: A size, a state or a packed input's dtype does not fit.
         """
         if isinstance(input, torch.fx.Proxy):
             path = input.tracer.path_of_module(self)
             args = (input,) if hx is None else (input, hx)
-            proxy: Any = input.tracer.create_proxy("call_module", path, args, {})
+            keywords = {} if lengths is None else {"lengths": lengths}
+            proxy: Any = input.tracer.create_proxy("call_module", path, args, keywords)
             return proxy
         if isinstance(input, PackedSequence):
+            checks.check_is_padded(input, lengths)
             return self._forward_packed(input, hx)
         checks.check_is_tensor(input)
         if input.dim() not in (2, 3):
@@ -220,6 +245,7 @@ class BiLSTM(nn.Module):
                 f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead: pass (T, I), "
                 "(T, B, I) or, with batch_first, (B, T, I)"
             )
+        checks.check_is_padded(input, lengths)
         is_batched = input.dim() == 3
         if not is_batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
@@ -229,7 +255,15 @@ class BiLSTM(nn.Module):
             hx = checks.dense_states(hx, is_batched)
             self._check_states(input, hx, None, weights[0][0].weight_ih)
             hx = checks.two_states(hx)
-        output, h_n, c_n = self._run(dense_rows(input, self.batch_first), hx, weights)
+        if lengths is None:
+            rows = dense_rows(input, self.batch_first)
+        else:
+            lengths = as_lengths(lengths, input.shape[0 if self.batch_first else 1])
+            if not is_written_out(input):
+                rows, padding = padded_rows(input, lengths, self.batch_first, self.bidirectional)
+                return padding.restored(*self._run(rows, padding.sorted(hx), weights))
+            rows = masked_rows(input, lengths, self.batch_first)
+        output, h_n, c_n = self._run(rows, hx, weights)
         if self.batch_first:
             output = output.transpose(0, 1)
         if not is_batched:
@@ -277,9 +311,9 @@ class BiLSTM(nn.Module):
 
     def _cached_prefix(self, rows: Rows, stack: Stack) -> list[list[Tensor]]:
         """The weights of each of the lowest layers that the prefix cache may serve."""
-        if stack.hx is not None or rows.data.requires_grad or rows.data.numel() == 0:
+        if stack.hx is not None or rows.data.requires_grad or is_traced(rows.data):
             return []
-        if is_traced(rows.data):
+        if rows.data.numel() == 0:
             return []
         prefix = frozen_prefix(self.named_parameters(remove_duplicate=False), stack.weights)
         if any(stack.dropout[: len(prefix)]):

@@ -8,6 +8,7 @@ from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from .precision import autocast_dtype
 from .rows import unpermuted
@@ -90,6 +91,20 @@ def check_is_tensor(input: Any) -> None:
         raise RuntimeError(
             f"input must be dense, got a sparse tensor ({input.layout}): pass input.to_dense()"
         )
+
+
+def check_is_padded(input: Tensor | PackedSequence, lengths: Any) -> None:
+    """Raises where lengths are given of what is not a padded batch."""
+    if lengths is None or (isinstance(input, Tensor) and input.dim() == 3):
+        return
+    if isinstance(input, Tensor):
+        raise ValueError(
+            f"`lengths` need a padded batch (T, B, I) or, with batch_first, (B, T, I), got "
+            f"{input.dim()}-D input: leave lengths out, or unsqueeze it"
+        )
+    raise ValueError(
+        "`lengths` need a padded batch, got a PackedSequence, which has its own: leave lengths out"
+    )
 
 
 def dense_states(hx: Any, is_batched: bool) -> tuple[Tensor, Tensor]:

@@ -28,9 +28,13 @@ def takes(data: Tensor, batch_sizes: Tensor | None, directions: Sequence[Weights
 
 
 def layer(
-    data: Tensor, h0: Tensor | None, c0: Tensor | None, directions: Sequence[Weights]
+    data: Tensor,
+    lengths: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    directions: Sequence[Weights],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer over time; arguments, results and shapes as in `equations`."""
+    """One layer over time; arguments, results and shapes as in `masked.equations`."""
     T, B, _ = data.shape
     D, H = len(directions), directions[0].hidden_size
     biases = [
@@ -43,7 +47,7 @@ def layer(
         torch.stack([_in_onnx_order(w.weight_ih) for w in directions]),
         torch.stack([_in_onnx_order(w.weight_hh) for w in directions]),
         torch.stack(biases) if biases else None,
-        None,  # lengths: every sequence is as long as `data`
+        None if lengths is None else lengths.to(torch.int32),
         h0,
         c0,
     )

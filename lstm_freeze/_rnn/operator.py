@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._torch_internals import is_batched_gradient, is_fake
-from . import onnx, tracing
+from . import masked, onnx, tracing
 from .cell import gates_size
 from .equations import equations
 from .layer import Wanted, backward, forward
@@ -190,17 +190,19 @@ def layer(
     h0: Tensor | None,
     c0: Tensor | None,
     directions: Sequence[Weights],
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer over time, as `equations` says it, with the hand-derived backward.
 
-    Data and weights are float32 or float64, all of one dtype and device.
+    Data and weights are float32 or float64, all of one dtype and device. `lengths` are those of
+    dense data that are padded; only where `tracing.is_written_out`.
     """
     inputs = Inputs(data, batch_sizes, reverse, h0, c0, directions)
-    if tracing.is_recorded_for_onnx(data):
-        if onnx.takes(data, batch_sizes, directions):
-            return onnx.layer(data, h0, c0, directions)
-        return equations(*inputs)
-    if tracing.is_transformed():
+    if tracing.is_written_out(data):
+        if tracing.is_recorded_for_onnx(data) and onnx.takes(data, batch_sizes, directions):
+            return onnx.layer(data, lengths, h0, c0, directions)
+        if lengths is not None:
+            return masked.equations(data, lengths, h0, c0, directions)
         return equations(*inputs)
     flat = _flat(inputs[:-1], directions)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in flat)

@@ -44,7 +44,7 @@ def precision_of(
         reduced = weight.dtype in (torch.bfloat16, torch.float16)
         compute = torch.float32 if reduced else weight.dtype
         return Precision(weight.dtype, compute, weight.dtype, weight.dtype)
-    if rows.data.device.type != "cpu" or (rows.batch_sizes is None and not projected):
+    if rows.data.device.type != "cpu" or (rows.is_dense and not projected):
         return Precision(low, torch.float32, low, low)
     cell = torch.promote_types(low, (rows.data if hx is None else hx[1]).dtype)
     return Precision(low, torch.float32, low if projected else cell, cell)

@@ -23,15 +23,22 @@ class Rows(NamedTuple):
         batch_sizes: (T,) sequences still running at each step, on the CPU; None for dense rows.
         reverse: (N,) the packed row that each row swaps with when every sequence is read from its
             end; None for dense rows and where only one direction is read.
+        lengths: (B,) the lengths of dense rows that are padded; None elsewhere.
     """
 
     data: Tensor
     batch_sizes: Tensor | None = None
     reverse: Tensor | None = None
+    lengths: Tensor | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether all sequences are of one length by their form."""
+        return self.batch_sizes is None and self.lengths is None
 
     def with_data(self, data: Tensor) -> Rows:
         """The same sequences with other features: (..., F)."""
-        return Rows(data, self.batch_sizes, self.reverse)
+        return self._replace(data=data)
 
 
 class Run(NamedTuple):

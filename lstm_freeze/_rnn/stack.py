@@ -53,7 +53,7 @@ class Stack(NamedTuple):
             h0 = precision.admit(self.hx[0][here])
             c0 = self.hx[1][here].to(precision.compute)
         output, h, c = layer(
-            precision.admit(data), rows.batch_sizes, rows.reverse, h0, c0, directions
+            precision.admit(data), rows.batch_sizes, rows.reverse, h0, c0, directions, rows.lengths
         )
         output, h = output.to(precision.output), h.to(precision.output)
         return rows.with_data(output), (h, c.to(precision.cell))

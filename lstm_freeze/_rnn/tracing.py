@@ -30,6 +30,11 @@ def is_recorded_for_onnx(data: Tensor) -> bool:
     return exporting and is_fake(data)
 
 
+def is_written_out(data: Tensor) -> bool:
+    """Whether layers are recorded for ONNX or run in plain operations, not as one operator."""
+    return is_recorded_for_onnx(data) or is_transformed()
+
+
 def is_jit_tracing() -> bool:
     """Whether `torch.jit.trace` is at work."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
