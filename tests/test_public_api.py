@@ -24,7 +24,7 @@ CORE_SIGNATURES = {
         "input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, "
         "bidirectional=True, proj_size=0, device=None, dtype=None"
     ),
-    "BiLSTM.forward": "input, hx=None",
+    "BiLSTM.forward": "input, hx=None, *, lengths=None",
     "BiLSTM.from_lstm": "lstm",
     "BiLSTM.to_lstm": "",
     "Freeze.undo": "",

@@ -56,7 +56,7 @@ def as_lengths(lengths: Any, batch: int) -> Tensor:
         ValueError: They are not one integer for each sequence.
     """
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(_integers(lengths), dtype=torch.int64, device="cpu")
+        found = torch.tensor(_integers(lengths), dtype=torch.int64, device="cpu")
     elif lengths.dim() != 1:
         raise ValueError(
             f"`lengths` must be 1-D, one integer for each sequence, got {lengths.dim()}-D of shape "
@@ -67,14 +67,16 @@ def as_lengths(lengths: Any, batch: int) -> Tensor:
         raise ValueError(
             f"`lengths` must be integers, got {first}{lengths.dtype}: convert with lengths.long()"
         )
-    count = lengths.shape[0]
+    else:
+        found = lengths
+    count = found.shape[0]
     if count != batch:
         wrong = f"sequence {count}" if count < batch else f"lengths[{batch}]"
         raise ValueError(
             f"`lengths` must have one integer for each of the input's {batch} sequences, got "
-            f"{count}: {wrong} is without the other"
+            f"{count}: {wrong} has no counterpart"
         )
-    return lengths
+    return found
 
 
 def _integers(lengths: Any) -> list[int]:
@@ -149,11 +151,20 @@ def _places(padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor,
 
     Reads the lengths once, which a device that runs ahead waits for.
     """
-    B, T = padded.shape[:2] if batch_first else (padded.shape[1], padded.shape[0])
+    B, T = _sizes(padded, batch_first)
     if T == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN, got 0")
     lengths = lengths.to("cpu", torch.int64)
     _check_range(lengths, T)
+    return _on_device(_places_of(lengths, T, B, batch_first), padded.device)
+
+
+def _sizes(padded: Tensor, batch_first: bool) -> tuple[int, int]:
+    """B and T."""
+    return padded.shape[1 - batch_first], padded.shape[int(batch_first)]
+
+
+def _places_of(lengths: Tensor, T: int, B: int, batch_first: bool) -> tuple[Tensor, ...]:
     times, ranks = torch.arange(T, device="cpu"), torch.arange(B, device="cpu")
     falling, order = lengths.sort(descending=True, stable=True)
     inverse = torch.empty_like(order).index_copy_(0, order, ranks)
@@ -166,34 +177,23 @@ def _places(padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor,
         places, steps = sequence * T + time, times < lengths[:, None]
     else:
         places, steps = time * B + sequence, times[:, None] < lengths
-    device = padded.device
-    return (
-        places.to(device),
-        reverse.to(device),
-        sizes,
-        order.to(device),
-        inverse.to(device),
-        steps,
-    )
+    return places, reverse, sizes, order, inverse, steps
+
+
+def _on_device(found: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """All where the rows are, but for the two that the host reads."""
+    places, reverse, sizes, order, inverse, steps = found
+    places, reverse, order, inverse = (x.to(device) for x in (places, reverse, order, inverse))
+    return places, reverse, sizes, order, inverse, steps
 
 
 @_places.register_fake
 def _(padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, ...]:
-    B, T = padded.shape[:2] if batch_first else (padded.shape[1], padded.shape[0])
+    B, T = _sizes(padded, batch_first)
     if not is_fake(lengths):
-        # On meta there may be no numbers: all rows, for which shapes are the same from end to end.
-        known = lengths if not lengths.is_meta else torch.full((B,), T, device="cpu")
-        real = _places(torch.empty(padded.shape[:2], device="cpu"), known, batch_first)
-        places, reverse, sizes, order, inverse, steps = real
-        device = padded.device
-        return (
-            places.to(device),
-            reverse.to(device),
-            sizes,
-            order.to(device),
-            inverse.to(device),
-            steps,
-        )
+        # Lengths on the device "meta" are no numbers. All rows give the same shapes at the end.
+        known = torch.full((B,), T, device="cpu") if lengths.is_meta else lengths
+        return _on_device(_places_of(known, T, B, batch_first), padded.device)
     rows = torch.library.get_ctx().new_dynamic_size()
     whole = [padded.new_empty(n, dtype=torch.int64) for n in (rows, rows, B, B)]
     sizes = padded.new_empty(T, dtype=torch.int64, device="cpu")
@@ -208,10 +208,10 @@ def _(padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, ...]:
 )
 def _gathered(padded: Tensor, places: Tensor, steps: Tensor) -> Tensor:
     """The rows of a padded batch at some places: (N, F). index_select, with a faster backward."""
-    major, minor, _ = padded.shape
+    major, minor, features = padded.shape
     if _is_transposed(padded):
         padded, places = padded.transpose(0, 1), places % minor * major + places // minor
-    return padded.reshape(major * minor, -1).index_select(0, places)
+    return padded.reshape(major * minor, features).index_select(0, places)
 
 
 def _is_transposed(padded: Tensor) -> bool:
@@ -241,4 +241,4 @@ def _scattered(rows: Tensor, places: Tensor, steps: Tensor) -> Tensor:
     """The batch that has these rows at these places and zeros elsewhere."""
     major, minor = steps.shape
     flat = rows.new_zeros(major * minor, rows.shape[1])
-    return flat.index_copy_(0, places, rows).view(major, minor, -1)
+    return flat.index_copy_(0, places, rows).view(major, minor, rows.shape[1])
