@@ -31,6 +31,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lstm_freeze import BiLSTM, FrozenGuard, PrefixCache, freeze, replace_lstm
 from lstm_freeze._rnn import padding
+from lstm_freeze._rnn.stack import Stack
 
 CASES = [
     Case(layers, both, True, batch_first, proj_size, dtype, "dense", hx)
@@ -414,10 +415,10 @@ def test_valid_rows_are_gathered_once_and_outputs_scattered_once(monkeypatch):
         monkeypatch.setattr(
             padding, name, lambda *args, f=original, name=name: (calls.append(name), f(*args))[1]
         )
-    rows, run_layer = [], BiLSTM._run_layer
+    rows, run_layer = [], Stack.run_layer
     monkeypatch.setattr(
-        BiLSTM,
-        "_run_layer",
+        Stack,
+        "run_layer",
         lambda self, r, *args: (rows.append(len(r.data)), run_layer(self, r, *args))[1],
     )
     bilstm(x, lengths=LENGTHS)
