@@ -42,7 +42,7 @@ def all_tables(results: dict[str, Any]) -> Group:
         parts.append(tracing(results["tracing"]))
     measured = results["rows"] + results["growth"]
     style = "bold red" if different(measured) else ""
-    parts += [targets(results["rows"]), Text(equality(measured), style)]
+    parts += [targets(results["rows"], results.get("seed")), Text(equality(measured), style)]
     return Group(*parts)
 
 
@@ -121,7 +121,7 @@ def tracing(rows: Iterable[Row]) -> Table:
     return table
 
 
-def targets(rows: list[Row]) -> Table:
+def targets(rows: list[Row], seed: int | None = None) -> Table:
     """Geometric means over the shapes, beside what is aimed at."""
     table = _table(
         "geometric means over the shapes: nn.LSTM's time / BiLSTM's, unless said otherwise",
@@ -129,7 +129,7 @@ def targets(rows: list[Row]) -> Table:
         *("mean", "least", "most", "shapes", "target", ""),
     )
     colours = {"met": "green", "not met": "bold red", "": ""}
-    for v in verdicts(rows):
+    for v in verdicts(rows, sampled=seed is not None):
         word = f"[{colours[v.word]}]{v.word}" if v.word else ""
         numbers = (f"{v.value:.2f}", f"{v.least:.2f}", f"{v.most:.2f}", str(v.shapes))
         table.add_row(v.case, *numbers, v.target, word)

@@ -32,7 +32,8 @@ def speed_means(results: dict[str, Any]) -> str:
     """Where it was measured, and means over the shapes against targets."""
     rows = results["rows"]
     measured = equality(rows + results["growth"])
-    return "\n\n".join([f"{in_words(results['machine'])}. {measured}", _targets(rows)])
+    where = f"{in_words(results['machine'])}. {measured}"
+    return f"{where}\n\n{_targets(rows, results.get('seed'))}"
 
 
 def speed_tables(results: dict[str, Any]) -> str:
@@ -156,6 +157,14 @@ def communication_table(results: dict[str, Any]) -> str:
     return "\n\n".join([caption, _markdown(of_bytes, sent), _markdown(of_times, times)])
 
 
+def sample_tables(results: dict[str, Any] | None) -> str:
+    """Means over random shapes of the grid, then each of them; or that there are none yet."""
+    if results is None:
+        return "Not measured yet: `python benchmarks/speed.py --sample 24 --seed 7` makes it."
+    drawn = f"{len({shape_of(row) for row in results['rows']})} shapes, seed {results['seed']}."
+    return f"{drawn}\n\n{speed_tables(results)}"
+
+
 def cuda_tables(results: dict[str, Any] | None) -> str:
     """The table beside cuDNN, or that there is none yet."""
     if results is None:
@@ -174,6 +183,7 @@ PAGES: dict[Path, Page] = {
     DOCS / "performance.md": (
         ("speed", "speed.json", speed_tables),
         ("runs", "gradual_run.json", run_tables),
+        ("sample", "sample/speed.json", sample_tables),
         ("cuda", "cuda/speed.json", cuda_tables),
     ),
     DOCS / "distributed.md": (
@@ -207,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(check and differs)
 
 
-def _targets(rows: Sequence[Row]) -> str:
+def _targets(rows: Sequence[Row], seed: int | None = None) -> str:
     lines = [
         [
             v.case,
@@ -216,7 +226,7 @@ def _targets(rows: Sequence[Row]) -> str:
             v.target,
             v.word,
         ]
-        for v in verdicts(rows)
+        for v in verdicts(rows, sampled=seed is not None)
     ]
     return _markdown(["", "geometric mean", "over the shapes", "target", ""], lines)
 

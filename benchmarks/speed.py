@@ -3,6 +3,7 @@
     python benchmarks/speed.py                  # everything, 25 minutes; writes benchmarks/results
     python benchmarks/speed.py --quick          # tiny shapes, seconds; writes out/benchmarks
     python benchmarks/speed.py --cases "forward only" "biases only" --shapes 32,128,256,256,2
+    python benchmarks/speed.py --sample 24 --seed 7   # shapes nobody tuned for, drawn by the seed
     python benchmarks/speed.py --device cuda    # beside cuDNN; writes benchmarks/results/cuda
 
 Both sides run in turn in this process, on the same random input, with equal weights and equal
@@ -29,11 +30,13 @@ from cases import (
     FORMS,
     FORWARD,
     QUICK_SHAPES,
+    SAMPLE_CASES,
     SHAPES,
     Shape,
     applies,
     batch_sizes_of,
     input_of,
+    sample_of_grid,
     twins,
 )
 from console_tables import all_tables, console
@@ -111,6 +114,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     held = args.shapes[:1] if args.quick else args.shapes
     held = [(s, f) for s in held for f in FORMS] if "memory" in args.parts else []
     results: dict[str, Any] = {"machine": machine(args.device), "quick": args.quick}
+    results["seed"] = args.seed
     with Progress(transient=True) as progress:
         if "times" in args.parts:
             track = progress.track(steps, description="times")
@@ -149,6 +153,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny shapes and few repetitions")
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="B,T,I,H,L")
+    parser.add_argument("--sample", type=int, metavar="N", help="N random shapes of the grid")
+    parser.add_argument("--seed", type=int, help="the seed that draws them; needed with --sample")
     parser.add_argument("--cases", nargs="+", choices=EVERY, metavar="CASE", help=", ".join(EVERY))
     parts = ("times", "growth", "memory", "tracing")
     parser.add_argument("--parts", nargs="+", choices=parts, default=None)
@@ -157,8 +163,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="folder for speed.json and the figures")
     args = parser.parse_args(argv)
+    if (args.sample is None) != (args.seed is None) or (args.sample and args.shapes):
+        parser.error("--sample and --seed go together, without --shapes")
     partial = args.quick or args.shapes or args.cases or args.parts
-    args.out = args.out or (SCRATCH if partial else RESULTS / DEVICE_FOLDERS[args.device])
+    args.out = args.out or (SCRATCH if partial else RESULTS / _folder_of(args))
+    if args.sample:
+        args.shapes = sample_of_grid(args.sample, args.seed)
+        args.cases, args.parts = args.cases or SAMPLE_CASES, args.parts or ["times"]
     args.shapes = args.shapes or (QUICK_SHAPES if args.quick else SHAPES)
     args.cases = args.cases or (CASES if args.device == "cpu" else EVERY)
     args.parts = args.parts or [part for part in parts if args.device == "cpu" or part != "memory"]
@@ -175,6 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in save(results, args.out):
         screen.print(f"wrote {path}")
     return 1 if different(results["rows"] + results["growth"]) else 0
+
+
+def _folder_of(args: argparse.Namespace) -> str:
+    return "sample" if args.sample else DEVICE_FOLDERS[args.device]
 
 
 def _shape(text: str) -> Shape:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cases import EVERY, FLOOR_CASE, FLOOR_LEAST_HIDDEN, FLOOR_TARGET, FORMS, TARGETS
+from cases import EVERY, FLOOR_CASE, FLOOR_TARGETS, FORMS, SAMPLE_TARGETS, TARGETS, Target
 from side_by_side import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE
 
 Row = dict[str, Any]
@@ -34,22 +35,22 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def verdicts(rows: Sequence[Row]) -> list[Verdict]:
+def verdicts(rows: Sequence[Row], sampled: bool = False) -> list[Verdict]:
     """How many times faster than nn.LSTM in each form and case, and the ratio to the floor."""
     found = []
+    targets = SAMPLE_TARGETS if sampled else TARGETS
     for form in FORMS:
         for case in EVERY:
             ratios = [r["ratio"] for r in rows if (r["form"], r["case"]) == (form, case)]
             if ratios:
-                found.append(_against_target(form, case, ratios))
-    for form in FORMS:
-        over = [r["over_floor"] for r in rows if r["form"] == form and _has_floor_target(r)]
+                found.append(_against_target(form, case, ratios, targets))
+    for form, (least, most) in itertools.product(FORMS, FLOOR_TARGETS.items()):
+        over = [r["over_floor"] for r in rows if r["form"] == form and _has_floor(r, least)]
         if over:
-            met = max(over) <= FLOOR_TARGET
-            name = f"{form}, training, H >= {FLOOR_LEAST_HIDDEN}: time / GEMM floor"
+            met = max(over) <= most
+            name = f"{form}, training, H >= {least}: time / GEMM floor"
             extremes = (min(over), max(over), len(over))
-            target = f"each <= {FLOOR_TARGET}"
-            found.append(Verdict(name, geometric_mean(over), *extremes, target, met))
+            found.append(Verdict(name, geometric_mean(over), *extremes, f"each <= {most}", met))
     return found
 
 
@@ -79,13 +80,15 @@ def shape_of(row: Row) -> str:
     return ", ".join(map(str, row["shape"]))
 
 
-def _has_floor_target(row: Row) -> bool:
-    return row["case"] == FLOOR_CASE and row["shape"][3] >= FLOOR_LEAST_HIDDEN
+def _has_floor(row: Row, least_hidden: int) -> bool:
+    return bool(row["case"] == FLOOR_CASE and row["shape"][3] >= least_hidden)
 
 
-def _against_target(form: str, case: str, ratios: Sequence[float]) -> Verdict:
+def _against_target(
+    form: str, case: str, ratios: Sequence[float], targets: Mapping[tuple[str, str], Target]
+) -> Verdict:
     mean, extremes = geometric_mean(ratios), (min(ratios), max(ratios), len(ratios))
-    if (target := TARGETS.get((form, case))) is None:
+    if (target := targets.get((form, case))) is None:
         return Verdict(f"{form}, {case}", mean, *extremes, "", None)
     words = f">= {target.mean}" + (f", each >= {target.each}" if target.each else "")
     met = mean >= target.mean and min(ratios) >= target.each
