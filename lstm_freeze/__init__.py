@@ -1,5 +1,8 @@
 """Fine-tuning and freezing for recurrent encoders in PyTorch."""
 
+from ._between import Anchor as Anchor
+from ._between import anchor as anchor
+from ._between import interpolate as interpolate
 from ._cache import PrefixCache as PrefixCache
 from ._freezing import Freeze as Freeze
 from ._freezing import Status as Status
@@ -16,11 +19,15 @@ from ._optimizers import slanted_triangular as slanted_triangular
 from ._rnn import BiLSTM as BiLSTM
 from ._rnn import ParameterGroup as ParameterGroup
 from ._rnn import replace_lstm as replace_lstm
+from ._saving import fingerprints as fingerprints
+from ._saving import load_changes as load_changes
+from ._saving import save_changes as save_changes
 from ._schedule import FreezeSchedule as FreezeSchedule
 from ._schedule import Phase as Phase
 from ._schedule import Recipe as Recipe
 
 __all__ = [
+    "Anchor",
     "BiLSTM",
     "Freeze",
     "FreezeSchedule",
@@ -32,10 +39,15 @@ __all__ = [
     "Recipe",
     "Selection",
     "Status",
+    "anchor",
+    "fingerprints",
     "freeze",
     "freeze_up_to",
+    "interpolate",
+    "load_changes",
     "param_groups",
     "replace_lstm",
+    "save_changes",
     "select",
     "slanted_triangular",
     "status",

@@ -20,6 +20,9 @@ _RECIPE = "model, encoder='encoder', head='head', every=1, lr=None"
 
 # Names, order and defaults of the arguments are a promise to users.
 CORE_SIGNATURES = {
+    "Anchor.detach": "",
+    "Anchor.distance": "",
+    "Anchor.remember": "",
     "BiLSTM": (
         "input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, "
         "bidirectional=True, proj_size=0, device=None, dtype=None"
@@ -47,10 +50,15 @@ CORE_SIGNATURES = {
     "Phase": "start, train, *, lr=None, warmup=0",
     "PrefixCache": f"max_bytes={2 * 2**30}, keep_levels=()",
     "PrefixCache.stats": "",
+    "anchor": "module, optimizer, *targets, strength, exclude=None",
+    "fingerprints": "module",
     "freeze": f"module, *targets, {_CHOICE}, only=False, optimizer=None, dropout='keep'",
     "freeze_up_to": "module, layer_or_target",
+    "interpolate": "module, start, share",
+    "load_changes": "module, path",
     "param_groups": "module, lr, *, layer_decay=1.0, weight_decay=0.0, no_decay='*bias*'",
     "replace_lstm": "model",
+    "save_changes": "module, path, base",
     "select": f"module, *targets, {_CHOICE}",
     "slanted_triangular": "optimizer, total_steps, cut_frac=0.1, ratio=32",
     "status": "module, optimizer=None, by='layer'",
@@ -66,12 +74,22 @@ CALLBACK_SIGNATURES = {
         "monitor='val_loss', mode='min', patience=2, min_delta=0.0, max_epochs_per_phase=None, "
         "restore_best=False"
     ),
+    "SaveChanges": "base=None",
+    "WeightAnchor": "targets, strength",
     "WeightDrift": "every_n_steps=50",
 }
 # Arguments beyond the promised ones: optional, and behind them.
 ADDED = {"FreezeSchedule.plot": "model, epochs, ax=None", "FrozenGuard.check": "*, step=None"}
 # Public, but made by the library and not by users.
-RESULTS = {"Freeze", "FrozenWeightsChanged", "ParameterGroup", "Recipe", "Selection", "Status"}
+RESULTS = {
+    "Anchor",
+    "Freeze",
+    "FrozenWeightsChanged",
+    "ParameterGroup",
+    "Recipe",
+    "Selection",
+    "Status",
+}
 
 
 def written(signature):
@@ -189,11 +207,13 @@ def test_callbacks_say_what_is_missing_without_lightning():
 # fmt: off
 ROOMS = [
     "_names", "_checks", "_torch_internals", "_extensions",
-    "_hashing", "_model", "_rnn", "_cache", "_optimizers", "_freezing", "_guard", "_schedule",
+    "_hashing", "_model", "_rnn", "_cache", "_optimizers", "_freezing", "_guard",
+    "_saving", "_between", "_schedule",
     "__init__",
 ]
 CALLBACKS_ORDER = [
     "_both", "_ddp", "_weights", "_refusals", "_advance", "_frozen_check", "_weight_drift",
+    "_save_changes", "_weight_anchor",
     "_logged", "_scheduler", "_gradual", "__init__",
 ]
 # fmt: on

@@ -1,0 +1,88 @@
+"""WeightAnchor: weights are drawn towards where they began, in a Lightning fit."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lstm_freeze import Anchor, anchor
+from lstm_freeze._checks import as_number
+
+from ._both import Callback
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+class WeightAnchor(Callback):
+    """Draw weights towards what they were at the start of the first fit.
+
+    After each optimizer step `w -= lr * strength * (w - w0)` for every chosen weight that is
+    trainable then, with the learning rate of its param group; see `lstm_freeze.anchor`. w0 is in
+    the checkpoint, so a resumed run is drawn towards the same weights.
+
+    Args:
+        targets: What to anchor; see `select`. None: everything.
+        strength: How strongly, at least 0.
+
+    Raises:
+        ValueError: `strength` is out of range; when the fit starts: a target names nothing, or a
+            trainable weight is in no optimizer.
+        TypeError: An argument is of another type than named above.
+
+    Examples:
+        >>> WeightAnchor("encoder", strength=0.01).strength
+        0.01
+    """
+
+    def __init__(self, targets: str | list[str] | None, strength: float) -> None:
+        """Check the arguments."""
+        names = [targets] if isinstance(targets, str) or targets is None else list(targets)
+        if not names:
+            raise ValueError("`targets` got an empty list, which names nothing; None means all")
+        if any(not (name is None or isinstance(name, str)) for name in names):
+            raise TypeError(f"`targets` must be strings, got {targets!r}")
+        self.targets = tuple(names)
+        self.strength = as_number(strength, "strength", least=0)
+        self._anchor: Anchor | None = None
+        self._start: dict[str, Tensor] = {}
+        self._restored = False
+        self._module: weakref.ref[nn.Module] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights at the beginning."""
+        start = self._start if self._anchor is None else self._anchor.state_dict()
+        return {"start": {name: w.cpu() for name, w in start.items()}} if start else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Draw towards the beginning that the checkpoint remembers."""
+        self._start, self._restored = dict(state_dict.get("start", {})), True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Anchor the weights, where they were unless a checkpoint or an earlier fit knows."""
+        same = self._module is not None and self._module() is pl_module
+        known = self._start if self._start and (self._restored or same) else None
+        self._module = weakref.ref(pl_module)
+        self._detach()
+        held = anchor(pl_module, trainer.optimizers, *self.targets, strength=self.strength)
+        self._anchor = held
+        if known is not None:
+            held.load_state_dict(known)
+        self._start, self._restored = held.state_dict(), False
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the optimizers."""
+        self._detach()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the optimizers."""
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._anchor is not None:
+            self._anchor.detach()
+            self._start, self._anchor = self._anchor.state_dict(), None

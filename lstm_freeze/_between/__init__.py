@@ -1,0 +1,5 @@
+"""Between frozen and trained: weights that may move a little, or by way of few numbers."""
+
+from .anchor import Anchor as Anchor
+from .anchor import anchor as anchor
+from .interpolate import interpolate as interpolate
