@@ -20,10 +20,15 @@ from lstm_freeze import (
     FrozenGuard,
     Phase,
     PrefixCache,
+    anchor,
+    fingerprints,
     freeze,
     freeze_up_to,
+    interpolate,
+    load_changes,
     param_groups,
     replace_lstm,
+    save_changes,
     select,
     slanted_triangular,
     status,
@@ -34,6 +39,8 @@ from lstm_freeze.callbacks import (
     FrozenWeightsCheck,
     GradualUnfreezing,
     Plateau,
+    SaveChanges,
+    WeightAnchor,
     WeightDrift,
 )
 
@@ -186,6 +193,28 @@ GROUPS = [
 ]
 S = FreezeSchedule({0: ["head"], 1: ["*"]})
 RECIPES = (FreezeSchedule.gradual_unfreezing, FreezeSchedule.chain_thaw, FreezeSchedule.linear_probing)
+BETWEEN = [
+    *((lambda m, o, call=call: call("m"), TypeError, BAD_MODULE) for call in (
+        fingerprints,
+        lambda m: anchor(m, None, strength=1),
+        lambda m: interpolate(m, {}, 0.5),
+        lambda m: save_changes(m, "a.pt", {}),
+        lambda m: load_changes(m, "a.pt"),
+    )),
+    (lambda m, o: anchor(m, o, strength=-1), ValueError, "`strength` must be finite and at least 0, got -1"),
+    (lambda m, o: anchor(m, o, strength="1"), TypeError, "`strength` must be a number, got '1'"),
+    (lambda m, o: anchor(m, 3, strength=1), TypeError, BAD_OPTIMIZER + "int"),
+    (lambda m, o: anchor(m, head_only(m), strength=1), ValueError, "`optimizer` holds no encoder.weight_ih_l1, "),
+    (lambda m, o: interpolate(m, {}, 2), ValueError, "`share` must be finite and between 0 and 1, got 2"),
+    (lambda m, o: interpolate(m, 3, 0.5), TypeError, "`start` must be a state_dict from before fine-tuning, got int"),
+    (lambda m, o: interpolate(m, m.state_dict(), 0.5), ValueError, "copy.deepcopy(model.state_dict())"),
+    (lambda m, o: save_changes(m, 3, {}), TypeError, "`path` must be a file's path, got int"),
+    (lambda m, o: save_changes(m, "a.pt", {"head.weight": "?"}), ValueError, "`base` must hold fingerprints of 16 hex digits, got '?' for 'head.weight'"),
+    (lambda m, o: load_changes(m, "no such.pt"), FileNotFoundError, "no such.pt"),
+    (lambda m, o: SaveChanges(3), TypeError, "`base` must be the fingerprints of the base, as fingerprints(module) gives them before training, got int"),
+    (lambda m, o: WeightAnchor([], 1), ValueError, "`targets`" + EMPTY),
+    (lambda m, o: WeightAnchor("head", NAN), ValueError, "`strength` must be finite and at least 0, got nan"),
+]
 SCHEDULES = [
     *((lambda m, o, bad=bad: Phase(bad, "head"), TypeError, f"`start` must be an integer, got {bad!r}") for bad in (1.5, "0", True)),
     (lambda m, o: Phase(-1, "head"), ValueError, "`start` must not be negative, got -1"),
@@ -274,7 +303,7 @@ CHOOSING = [
     for a, k, kind, said in CHOICES
     for call in (select, freeze, unfreeze)
 ]
-TABLE = [*BILSTM, *CHOOSING, *FREEZING, *GROUPS, *SCHEDULES, *CALLBACKS]
+TABLE = [*BILSTM, *CHOOSING, *FREEZING, *GROUPS, *BETWEEN, *SCHEDULES, *CALLBACKS]
 
 
 def in_training():
@@ -344,7 +373,8 @@ def test_the_state_compared_sees_a_change(change):
 @pytest.mark.parametrize("door", [lstm_freeze, lstm_freeze.callbacks])
 def test_every_public_call_is_in_the_table(door):
     # Made by the library and not by users.
-    results = {"Freeze", "FrozenWeightsChanged", "ParameterGroup", "Recipe", "Selection", "Status"}
+    results = {"Anchor", "Freeze", "FrozenWeightsChanged", "ParameterGroup", "Recipe", "Selection"}
+    results |= {"Status"}
     here = {
         name
         for call, _, _ in TABLE
