@@ -65,6 +65,15 @@ def is_old_spectral_norm(hook: Any) -> bool:
     return hasattr(hook, "n_power_iterations") and hasattr(hook, "compute_weight")
 
 
+def remove_hooks_of(module: nn.Module, owner: object) -> None:
+    """Take off the forward hooks that are methods of an object, which may have come by copying."""
+    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+        hooks = getattr(module, kind, {})
+        for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is owner]:
+            for registry in (kind, f"{kind}_with_kwargs", f"{kind}_always_called"):
+                getattr(module, registry, {}).pop(key, None)
+
+
 def is_fake(tensor: Tensor) -> bool:
     """Whether a tensor has a shape and no numbers, as under torch.compile and torch.export."""
     kind = _look_up("_subclasses.FakeTensor")

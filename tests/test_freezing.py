@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lstm_freeze import BiLSTM, Freeze, freeze, freeze_up_to, select, status, unfreeze
-from lstm_freeze._freezing import freezing as freezing
+from lstm_freeze import _freezing as freezing
 
 TOKENS = torch.arange(12).reshape(4, 3) % 7
 

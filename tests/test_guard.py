@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lstm_freeze import FrozenGuard, FrozenWeightsChanged, freeze, param_groups, unfreeze
-from lstm_freeze._freezing.freezing import listeners
+from lstm_freeze._freezing import listeners
 
 MODES = pytest.mark.parametrize("mode", ["exact", "fingerprint"])
 

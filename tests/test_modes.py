@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lstm_freeze import BiLSTM, freeze, freeze_up_to, unfreeze
-from lstm_freeze._freezing.modes import hold_of
+from lstm_freeze._freezing import hold_of
 
 B, T = 5, 6
 

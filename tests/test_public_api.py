@@ -206,7 +206,7 @@ def test_callbacks_say_what_is_missing_without_lightning():
 # A room imports only the doors of rooms before it. `docs/architecture.md` says what each holds.
 # fmt: off
 ROOMS = [
-    "_names", "_checks", "_torch_internals", "_extensions",
+    "_names", "_checks", "_warn", "_torch_internals", "_extensions",
     "_hashing", "_model", "_rnn", "_cache", "_optimizers", "_freezing", "_guard",
     "_saving", "_between", "_schedule",
     "__init__",

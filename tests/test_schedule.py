@@ -466,8 +466,8 @@ def test_a_repeated_call_changes_nothing_and_grows_nothing():
     def decisions():
         return sum(
             len(record.decisions)
-            for p in m.parameters()
-            for record in undo._records.get(p, {}).values()
+            for module in m.modules()
+            for record in undo._ledger.get(module, {}).values()
         )
 
     before = decisions()

@@ -12,26 +12,30 @@ from torch import nn
 
 from lstm_freeze import freeze, unfreeze
 from lstm_freeze._freezing import undo
+from lstm_freeze._freezing.switches import Slot
+from lstm_freeze._model import Tree
 
 
 class Lamp:
-    """An owner with one switch; counts how often it was written."""
+    """A switch of its own module."""
 
-    name = "lamp"
+    parameter = None
 
     def __init__(self, on=False):
-        self.on = on
-        self.owner = self
+        self.on_now = on
+        self.slots = (Slot(nn.Module(), "", "lamp"),)
 
     def read(self):
-        return self.on
+        return self.on_now
 
     def write(self, value):
-        self.on = value
+        self.on_now = value
+
+    def on(self, slot, owner, tree):
+        yield self
 
 
-class Handle:
-    """Something that can be referred to weakly."""
+NOWHERE = Tree(nn.Module())
 
 
 class Model:
@@ -74,6 +78,7 @@ def only_new_objects_are_collected():
     gc.unfreeze()
 
 
+@pytest.mark.filterwarnings("ignore:nothing in this module is trainable any more")
 @pytest.mark.usefixtures("only_new_objects_are_collected")
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.booleans(), min_size=3, max_size=3), STEPS)
@@ -89,7 +94,7 @@ def test_any_sequence_agrees_with_the_rule(before, steps):
             subset = sorted({which % 3, other % 3})
             key = next(serial)
             call = freeze if step == "freeze" else unfreeze
-            live[key] = call(nn.ModuleList(layers[i] for i in subset))
+            live[key] = call(layers, *map(str, subset))
             for i in subset:
                 rules[i].decide(key, step == "unfreeze")
         elif step == "collect":
@@ -115,31 +120,32 @@ def test_any_sequence_agrees_with_the_rule(before, steps):
 @pytest.mark.parametrize("before", [False, True])
 def test_undoing_all_in_any_order_restores_what_was(before, values, order):
     lamp = Lamp(before)
-    handles = [Handle() for _ in values]
-    for handle, value in zip(handles, values, strict=True):
-        undo.decide(handle, lamp, value)
-        assert lamp.on is value
+    calls = [undo.Call() for _ in values]
+    entries = []
+    for call, value in zip(calls, values, strict=True):
+        entries.append(undo.decide(call, lamp, value))
+        assert lamp.on_now is value
     left = list(range(3))
     for i in order:
-        undo.withdraw(handles[i], lamp)
+        undo.withdraw(calls[i], [entries[i]], NOWHERE)
         left.remove(i)
-        assert lamp.on is (values[left[-1]] if left else before)
-    assert lamp not in undo._records or not undo._records[lamp]
+        assert lamp.on_now is (values[left[-1]] if left else before)
+    assert not undo._ledger[lamp.slots[0].owner]
 
 
 def test_a_dropped_handle_decides_for_ever():
     lamp = Lamp(False)
-    older, younger = Handle(), Handle()
-    undo.decide(older, lamp, False)
+    older, younger = undo.Call(), undo.Call()
+    first = undo.decide(older, lamp, False)
     undo.decide(younger, lamp, True)
     del younger
     gc.collect()
-    youngest = Handle()
-    undo.decide(youngest, lamp, False)
-    undo.withdraw(older, lamp)
-    assert lamp.on is False
-    undo.withdraw(youngest, lamp)
-    assert lamp.on is True
+    youngest = undo.Call()
+    last = undo.decide(youngest, lamp, False)
+    undo.withdraw(older, [first], NOWHERE)
+    assert lamp.on_now is False
+    undo.withdraw(youngest, [last], NOWHERE)
+    assert lamp.on_now is True
 
 
 @pytest.mark.parametrize("collect", [False, True])
@@ -166,9 +172,9 @@ def test_the_record_does_not_grow_with_a_scheduler_that_drops_its_handles():
     for _ in range(100):
         freeze(layer)
         unfreeze(layer)
-    for parameter in layer.parameters():
-        record = undo._records[parameter]["requires_grad"]
-        assert len(record.decisions) <= 2
+    records = undo._ledger[layer]
+    assert set(records) == {"weight", "bias"}
+    assert all(len(record.decisions) <= 2 for record in records.values())
     live.undo()
     assert layer.weight.requires_grad
 
@@ -176,12 +182,13 @@ def test_the_record_does_not_grow_with_a_scheduler_that_drops_its_handles():
 def test_a_record_dies_with_its_owner():
     layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     handle = freeze(layer)
-    parameter, norm = weakref.ref(layer[0].weight), weakref.ref(layer[1])
-    size = len(undo._records)
+    linear, norm = weakref.ref(layer[0]), weakref.ref(layer[1])
+    size, known = len(undo._ledger), len(undo._by_parameter)
     del handle, layer
     gc.collect()
-    assert parameter() is norm() is None
-    assert len(undo._records) <= size - 5
+    assert linear() is norm() is None
+    assert len(undo._ledger) <= size - 2
+    assert len(undo._by_parameter) <= known - 4
 
 
 def test_owners_are_compared_by_identity():
@@ -190,4 +197,4 @@ def test_owners_are_compared_by_identity():
     assert torch.equal(first.weight, second.weight)
     with freeze(first):
         assert second.weight.requires_grad
-        assert second.weight not in undo._records or not undo._records[second.weight]
+        assert second not in undo._ledger

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 
@@ -10,13 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.weak import WeakIdKeyDictionary
 
 from .._model import Tree, inner_name
 from .._torch_internals import reduced_parameters, reduced_tensors
+from .._warn import warn
 
-# The parameters that were trainable when they were frozen through a DDP object.
-_trained: weakref.WeakKeyDictionary[DistributedDataParallel, WeakIdKeyDictionary] = (
+# By id, the parameters that were trainable when they were frozen through a DDP object, which
+# keeps them alive anyway.
+_trained: weakref.WeakKeyDictionary[DistributedDataParallel, dict[int, nn.Parameter]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -30,18 +30,23 @@ def ddp_of(module: nn.Module) -> DistributedDataParallel | None:
     return module
 
 
+def reduces_all(ddp: DistributedDataParallel, tree: Tree) -> bool:
+    """Whether all parameters were trainable when DDP wrapped the module."""
+    return reduced_tensors(ddp) == len(tree.distinct())
+
+
 def require_reducible(
     ddp: DistributedDataParallel, tree: Tree, unfrozen: Mapping[str, nn.Parameter]
 ) -> None:
     """Raise ValueError if the reducer may not hold a parameter that is to be trainable."""
-    if reduced_tensors(ddp) == len(tree.distinct()):
+    if reduces_all(ddp, tree):
         return
-    known = _trained.get(ddp, WeakIdKeyDictionary())
+    known = _trained.get(ddp, {})
     # What trained may have been unfrozen behind DDP's back, so the reducer itself is asked too.
     averaged = reduced_parameters(ddp)
     reduced = None if averaged is None else set(map(id, averaged))
     for name, parameter in unfrozen.items():
-        trained = parameter.requires_grad or parameter in known
+        trained = parameter.requires_grad or id(parameter) in known
         if not (trained and (reduced is None or id(parameter) in reduced)):
             raise ValueError(
                 f"unfreezing {name!r} under DDP: it was frozen when DDP wrapped the module (or by "
@@ -51,23 +56,21 @@ def require_reducible(
             )
 
 
-def warn_unused(ddp: DistributedDataParallel, stacklevel: int) -> None:
+def warn_unused(ddp: DistributedDataParallel) -> None:
     """Warn if DDP will wait for gradients that frozen parameters never get."""
     if not ddp.find_unused_parameters or ddp.static_graph:
-        warnings.warn(
+        warn(
             "freezing or unfreezing under DDP without find_unused_parameters=True (or with "
             "static_graph=True): DDP waits for the gradients of frozen parameters and raises in "
             "the next backward pass; wrap with "
-            "DistributedDataParallel(module, find_unused_parameters=True)",
-            stacklevel=stacklevel + 1,
+            "DistributedDataParallel(module, find_unused_parameters=True)"
         )
 
 
 def remember_trainable(ddp: DistributedDataParallel, parameters: Iterable[nn.Parameter]) -> None:
     """Note parameters that are trainable under this DDP object and about to be frozen."""
-    known = _trained.setdefault(ddp, WeakIdKeyDictionary())
-    for parameter in parameters:
-        known[parameter] = True
+    known = _trained.setdefault(ddp, {})
+    known.update({id(parameter): parameter for parameter in parameters})
 
 
 @torch.no_grad()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Protocol, SupportsIndex
+from collections.abc import Iterable, Mapping
+from typing import Any, SupportsIndex
 
-import torch
 from torch import nn
 
 from .._checks import as_bool, as_module
-from .._model import Layers, Names, Target, Tree, rewrite, select_in
+from .._model import Layers, Names, Target, Tree, as_targets, can_train, resolve, select_in
 from .._optimizers import (
     as_optimizers,
     drop_state,
@@ -20,74 +16,21 @@ from .._optimizers import (
     refuse_lbfgs,
     require_held,
 )
-from .ddp import align_buffers, ddp_of, remember_trainable, require_reducible, warn_unused
-from .modes import Held
-from .plan import Plan, RequiresGrad
-from .plan import can_train as can_train
-from .status import status
-from .undo import Switch, decide, withdraw
+from .._warn import warn
+from .constants import note_all, unnamed
+from .ddp import (
+    align_buffers,
+    ddp_of,
+    reduces_all,
+    remember_trainable,
+    require_reducible,
+    warn_unused,
+)
+from .handle import Freeze, turn
+from .plan import Plan
+from .switches import HoldSwitch
 
-
-class Listener(Protocol):
-    """What wants to hear of every freeze, unfreeze and undo."""
-
-    def frozen_changed(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Called after the state of these parameters was decided anew."""
-
-
-listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
-
-
-class Freeze:
-    """What `freeze`, `unfreeze` and `freeze_up_to` return: a handle that can undo the call.
-
-    Prints as the status table of the module. Works as a context manager that undoes at the exit.
-    Dropping it undoes nothing. While several handles are live (not undone), the youngest that
-    selected a parameter decides about it; undoing all of them, in any order, restores exactly what
-    was before: requires_grad, the mode of normalisation layers and dropout. Gradients and
-    optimizer state are not brought back, and edits of requires_grad by hand are overridden.
-
-    Attributes:
-        changed: Names of the parameters whose requires_grad the call changed, each parameter once.
-
-    Examples:
-        >>> lstm = nn.LSTM(4, 8)
-        >>> with freeze(lstm, kinds="weight_hh") as frozen:
-        ...     frozen.changed, lstm.weight_hh_l0.requires_grad
-        (('weight_hh_l0',), False)
-        >>> lstm.weight_hh_l0.requires_grad
-        True
-    """
-
-    def __init__(self, module: nn.Module, changed: tuple[str, ...], switches: list[Switch]) -> None:
-        """Hold what the call decided; made by the functions above only."""
-        self.changed = changed
-        self._module = module
-        self._switches = switches
-
-    def undo(self) -> None:
-        """Take the call back; a second time does nothing."""
-        switches, self._switches = self._switches, []
-        for switch in switches:
-            withdraw(self, switch)
-        _notify(self._module, switches)
-
-    def __enter__(self) -> Freeze:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.undo()
-
-    def __repr__(self) -> str:
-        return repr(status(self._module))
-
-    def _repr_html_(self) -> str:
-        return status(self._module)._repr_html_()
+Named = Mapping[str, nn.Parameter]
 
 
 def freeze(
@@ -138,14 +81,17 @@ def freeze(
     """
     tree = _read(module)
     chosen = select_in(tree, targets, layers, directions, kinds, exclude).distinct
+    others = _others(tree, chosen, only)
+    left = unnamed(tree, _covered(tree, targets, chosen))
     return set_trainable(
         module,
         tree,
         frozen=chosen,
-        trainable=_others(tree, chosen, only),
+        trainable=_without(unnamed(tree, [others]), others),
+        named=_without(left, chosen),
         optimizer=optimizer,
         dropout=dropout,
-        warn=any(named is not None for named in (*targets, layers, directions, kinds, exclude)),
+        warns=any(named is not None for named in (*targets, layers, directions, kinds, exclude)),
     )
 
 
@@ -161,7 +107,11 @@ def unfreeze(
 ) -> Freeze:
     """Make the chosen parameters trainable, beginning without an old gradient.
 
-    Parameters that cannot train (integer ones) are skipped.
+    Parameters that cannot train (integer ones) are skipped. So is what was requires_grad=False
+    before this library first touched the module, unless a target names it: one that covers nothing
+    but such parameters, like the parameter's own path, or the path of an encoder frozen by hand as
+    a whole. `"*"`, no target at all, and a target that also covers what trained leave it alone: it
+    may be a constant. `status` lists what was left so.
 
     Args:
         module: Any module; wrappers (DDP, torch.compile's) are looked through.
@@ -193,9 +143,9 @@ def unfreeze(
         module,
         tree,
         frozen=_others(tree, chosen, only),
-        trainable=chosen,
+        trainable=_without(unnamed(tree, _covered(tree, targets, chosen)), chosen),
         optimizer=optimizer,
-        warn=only or any(named is not None for named in (*targets, layers, directions, kinds)),
+        warns=only or any(named is not None for named in (*targets, layers, directions, kinds)),
     )
 
 
@@ -238,23 +188,34 @@ def freeze_up_to(module: nn.Module, layer_or_target: SupportsIndex | Target) -> 
     in_order = [name for part in tree.parts for name in part.parameters]
     end = max(in_order.index(name) for name in last) + 1
     prefix = {name: tree.parameters[name] for name in in_order[:end]}
-    return set_trainable(module, tree, frozen=prefix, trainable={}, warn=True)
+    return set_trainable(module, tree, frozen=prefix, trainable={}, warns=True)
 
 
 def set_trainable(
     module: nn.Module,
     tree: Tree,
     *,
-    frozen: Mapping[str, nn.Parameter],
-    trainable: Mapping[str, nn.Parameter],
+    frozen: Named,
+    trainable: Named,
+    named: Named | None = None,
     optimizer: Any = None,
     dropout: str = "keep",
-    warn: bool = False,
-    stacklevel: int = 3,
+    warns: bool = False,
 ) -> Freeze:
-    """Freeze some parameters and unfreeze others: all checks, then all changes."""
+    """Freeze some parameters and unfreeze others: all checks, then all changes.
+
+    Args:
+        module: What the user gave, with its wrappers.
+        tree: The same, read.
+        frozen: First name -> parameter to freeze.
+        trainable: First name -> parameter to make trainable, constants only where they are named.
+        named: What else a target names, so that it is no constant from now on.
+        optimizer: One or several, whose state for what is frozen is dropped.
+        dropout: `"keep"` or `"off"`.
+        warns: Whether to warn if nothing is left that trains.
+    """
     optimizers = as_optimizers(optimizer)
-    plan = Plan(tree, frozen, {n: p for n, p in trainable.items() if can_train(p)})
+    plan = Plan(tree, frozen, {n: p for n, p in trainable.items() if can_train(p)}, named or {})
     plan.refuse_unswitchable()
     refuse_lbfgs(optimizers, plan.frozen_afterwards)
     require_held(optimizers, plan.trainable)
@@ -262,33 +223,34 @@ def set_trainable(
     if ddp is not None:
         require_reducible(ddp, tree, plan.trainable)
     decisions = plan.decisions(dropout)
-    handle = Freeze(module, plan.changed, [switch for switch, _ in decisions])
+    handle = Freeze(module, plan.changed)
 
-    if warn and not plan.leaves_trainable:
-        warnings.warn(
+    if warns and not plan.leaves_trainable:
+        warn(
             "nothing in this module is trainable any more, so a backward pass through it alone "
-            "will fail; unfreeze(module, ...) what should train, or freeze less",
-            stacklevel=stacklevel,
+            "will fail; unfreeze(module, ...) what should train, or freeze less"
         )
     if ddp is not None and plan.changed:
-        warn_unused(ddp, stacklevel)
+        warn_unused(ddp)
         remember_trainable(ddp, [p for p in frozen.values() if p.requires_grad])
-        align_buffers(ddp, [s.owner for s, held in decisions if held and isinstance(s, Held)])
+        align_buffers(ddp, [s.owner for s, held in decisions if held and isinstance(s, HoldSwitch)])
     newcomers = [p for p in plan.trainable.values() if not p.requires_grad]
-    for switch, value in decisions:
-        decide(handle, switch, value)
+    note_all(tree)
+    turn(handle, decisions)
     drop_state(optimizers, frozen.values())
     prepare_fused_momentum(optimizers, newcomers)
-    _notify(module, [switch for switch, _ in decisions])
     return handle
 
 
 def _read(module: nn.Module) -> Tree:
-    as_module(module)
-    return Tree(module)
+    tree = Tree(as_module(module))
+    ddp = ddp_of(module)
+    if ddp is not None and reduces_all(ddp, tree):
+        note_all(tree, tree.distinct())  # all of it trained when DDP wrapped it
+    return tree
 
 
-def _others(tree: Tree, chosen: Mapping[str, nn.Parameter], only: bool) -> dict[str, nn.Parameter]:
+def _others(tree: Tree, chosen: Named, only: bool) -> dict[str, nn.Parameter]:
     # `only="head"` would read as a selection, and choose everything.
     as_bool(only, "only", "what to choose are the targets")
     if not only:
@@ -296,9 +258,14 @@ def _others(tree: Tree, chosen: Mapping[str, nn.Parameter], only: bool) -> dict[
     return {name: p for name, p in tree.distinct().items() if name not in chosen}
 
 
-def _notify(module: nn.Module, switches: Sequence[Switch]) -> None:
-    parameters = [switch.owner for switch in switches if isinstance(switch, RequiresGrad)]
-    if torch.__version__ < "2.13":
-        rewrite(module, parameters)
-    for listener in tuple(listeners):
-        listener.frozen_changed(parameters)
+def _covered(tree: Tree, targets: Iterable[Target], chosen: Named) -> list[Named]:
+    """What each target covers of what was chosen; all of it where there is no target."""
+    found: list[Named] = []
+    for target in (t for several in targets for t in as_targets(several, "targets")):
+        names = tree.all_names(resolve(tree, target))
+        found.append({name: p for name, p in chosen.items() if name in names})
+    return found or [chosen]
+
+
+def _without(left: Named, chosen: Named) -> Named:
+    return {name: p for name, p in chosen.items() if name not in left}

@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from .._model import Tree
+from .constants import constants, slots_of
 from .modes import dropout_switches, norm_switches
-from .undo import Switch
-
-
-@dataclass(frozen=True, eq=False)
-class RequiresGrad:
-    """The switch of a parameter: on is trainable. No old gradient outlives a change."""
-
-    owner: nn.Parameter
-    name: str = "requires_grad"
-
-    def read(self) -> bool:
-        """Whether it is trainable."""
-        return self.owner.requires_grad
-
-    def write(self, value: bool) -> None:
-        """Make it trainable or frozen."""
-        if not (value and self.owner.requires_grad):
-            self.owner.grad = None
-        self.owner.requires_grad = value  # the method would refuse lazy parameters
+from .switches import ConstantSwitch, RequiresGrad, Slot, Switch
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Parameters, by first name, that are to be frozen and to be trainable from now on."""
+    """Parameters, by first name, that are to be frozen and to be trainable from now on.
+
+    Attributes:
+        tree: The module.
+        frozen: What is to be frozen.
+        trainable: What is to be trainable.
+        named: What else a target names, so that it is not constant any more.
+    """
 
     tree: Tree
     frozen: Mapping[str, nn.Parameter]
     trainable: Mapping[str, nn.Parameter]
+    named: Mapping[str, nn.Parameter] = field(default_factory=dict)
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -76,7 +67,11 @@ class Plan:
                 )
 
     def decisions(self, dropout: str) -> list[tuple[Switch, bool]]:
-        """The switches to turn, and to what: modules first, then parameters."""
+        """The switches to turn, and to what: modules first, then parameters.
+
+        Raises:
+            ValueError: `dropout` is unknown, or cannot be switched off.
+        """
         if dropout not in ("keep", "off"):
             raise ValueError(f'`dropout` must be "keep" or "off", got {dropout!r}')
         off, on = self._ids
@@ -85,11 +80,18 @@ class Plan:
             afterwards = {id(p) for p in self.frozen_afterwards}
             modules += [(switch, True) for switch in dropout_switches(self.tree, off, afterwards)]
         # A module reached by two paths has one switch.
-        once = {(id(switch.owner), switch.name): (switch, value) for switch, value in modules}
+        once = {
+            (id(switch.slots[0].owner), switch.slots[0].name): (switch, value)
+            for switch, value in modules
+        }
+        slots = slots_of(self.tree)
+        named = {id(p) for p in (*self.trainable.values(), *self.named.values())}
+        constant = [id(p) for p in constants(self.tree).values() if id(p) in named]
         return [
             *once.values(),
-            *((RequiresGrad(p), False) for p in self.frozen.values()),
-            *((RequiresGrad(p), True) for p in self.trainable.values()),
+            *((_constant(slots[key]), False) for key in constant),
+            *((RequiresGrad(slots[id(p)]), False) for p in self.frozen.values()),
+            *((RequiresGrad(slots[id(p)]), True) for p in self.trainable.values()),
         ]
 
     @property
@@ -97,6 +99,5 @@ class Plan:
         return {id(p) for p in self.frozen.values()}, {id(p) for p in self.trainable.values()}
 
 
-def can_train(parameter: nn.Parameter) -> bool:
-    """Whether a parameter is of a type that can require a gradient (integers cannot)."""
-    return parameter.is_floating_point() or parameter.is_complex()
+def _constant(slots: tuple[Slot, ...]) -> ConstantSwitch:
+    return ConstantSwitch(tuple(slot._replace(name=f"constant {slot.name}") for slot in slots))

@@ -10,10 +10,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .._checks import as_module, as_one_of
-from .._model import Tree, numel, runs_fused
+from .._model import Tree, can_train, numel, runs_fused
 from .._names import base_name, place_of
 from .._optimizers import as_optimizers
-from .modes import decider_of, hold_of, is_normalization
+from .constants import constants, describe
+from .holds import decider_of, hold_of, is_normalization
 from .table import Row
 from .table import Status as Status
 
@@ -91,7 +92,7 @@ def _row(
 ) -> Row:
     trains = {n: p.requires_grad for n, p in parameters.items()}
     # What can never train (integers) does not make a part mixed.
-    could = [t for n, t in trains.items() if t or _is_number(parameters[n])] or [False]
+    could = [t for n, t in trains.items() if t or can_train(parameters[n])] or [False]
     state = "mixed" if any(could) and not all(could) else ("frozen", "trainable")[any(could)]
     ties = tuple(n for n in tree.all_names(parameters) if n not in parameters)
     stale = tuple(n for n, p in parameters.items() if not trains[n] and p.grad is not None)
@@ -100,7 +101,7 @@ def _row(
     whole = len(parameters)
     notes = []
     if state == "mixed":
-        off = [n for n in parameters if not trains[n] and _is_number(parameters[n])]
+        off = [n for n in parameters if not trains[n] and can_train(parameters[n])]
         notes.append(f"frozen here: {_short(off, name)}")
     if ties:
         notes.append(f"tied: also {_some(ties)}")
@@ -149,6 +150,8 @@ def _notes(
         yield "this module has no parameters"
     elif not any(row.trainable or row.state != "frozen" for row in rows):
         yield "nothing here is trainable"
+    if found := constants(tree, noted=True):
+        yield describe(tree, found)
     for path, module in tree.modules.items():
         yield from _module_notes(tree, path or type(module).__name__, path, module)
     for name, parameter in tree.distinct().items():
@@ -190,10 +193,6 @@ def _random_though_frozen(tree: Tree, path: str, rnn: Any) -> bool:
     still = trains | set(getattr(rnn, "dropout_off_layers", ()))
     gaps = itertools.pairwise(range(rnn.num_layers))
     return any(not {a, b} & trains and not {a, b} <= still for a, b in gaps)
-
-
-def _is_number(parameter: nn.Parameter) -> bool:
-    return parameter.is_floating_point() or parameter.is_complex()
 
 
 def _which(names: Sequence[str], whole: int, part: str) -> str:

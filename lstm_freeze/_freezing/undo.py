@@ -1,77 +1,225 @@
 """What each live handle decided, so that undoing in any order restores exactly what was.
 
-For every switch (a parameter's requires_grad, a layer's dropout, ...) the ledger keeps the value
-from before any handle and, above it, one decision per live handle, oldest first. The youngest
-decides. A handle that nobody holds any more can never be undone: whatever lies below its decision
-can never show again and is dropped, which keeps the record of a scheduler that drops its handles
-at one decision, and makes the moment of garbage collection unobservable.
+For every switch (a parameter's requires_grad, a layer's dropout, ...) a record keeps the value
+from before any handle and, above it, one decision per live call, oldest first. The youngest
+decides. A call whose handle nobody holds any more can never be undone: what lies below its
+decision can never show again and is dropped. So the record of a scheduler that drops its handles
+stays short, and the moment of garbage collection is unobservable.
+
+Records belong to modules and names, never to Parameters, which may be replaced under their name
+(`load_state_dict(assign=True)`, a parametrization) or swapped (`torch.utils.swap_tensors`, which
+refuses tensors that have weak references).
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import nn
 
-
-class Switch(Protocol):
-    """One thing that freezing turns on or off. Its owner is compared by identity."""
-
-    @property
-    def owner(self) -> Any:
-        """The object that has it; while it lives, so does its record."""
-
-    @property
-    def name(self) -> str:
-        """Which of the owner's switches."""
-
-    def read(self) -> bool:
-        """The present value."""
-
-    def write(self, value: bool) -> None:
-        """Set it; writing the present value again is harmless."""
+from .._model import Tree
+from .switches import WHOLE, Slot, Switch, covers, parameter_at
 
 
-@dataclass
-class _Record:
-    before: bool
-    final: bool = False  # `before` is the decision of a handle that can no longer be undone
-    decisions: list[tuple[weakref.ref[Any], bool]] = field(default_factory=list)
+class Call:
+    """One call that froze or unfroze; it can be undone as long as its handle, which has it, lives.
 
-    @property
-    def value(self) -> bool:
-        return self.decisions[-1][1] if self.decisions else self.before
-
-    def drop_hidden(self) -> None:
-        for i in reversed(range(len(self.decisions))):
-            handle, value = self.decisions[i]
-            if handle() is None:
-                self.before, self.final = value, True
-                del self.decisions[: i + 1]
-                return
+    Copying or pickling a handle copies its call, and the records that mention it.
+    """
 
 
-_records: MutableMapping[Any, dict[str, _Record]] = WeakIdKeyDictionary()
+class Decision(NamedTuple):
+    """What one call decided about one part of a parametrised tensor, or about the whole."""
+
+    call: weakref.ref[Call]
+    part: str
+    value: bool
 
 
-def decide(handle: object, switch: Switch, value: bool) -> None:
-    """Turn a switch in the name of a handle, which decides until a younger one does."""
-    switches = _records.setdefault(switch.owner, {})
-    record = switches.setdefault(switch.name, _Record(switch.read()))
-    record.drop_hidden()
-    record.decisions.append((weakref.ref(handle), value))
+@dataclass(eq=False)
+class Record:
+    """The decisions about one switch.
+
+    Attributes:
+        before: The value of each part before any call decided about it.
+        decisions: Oldest first.
+        slots: Where the switch is kept: the module (weakly), the name and the part.
+    """
+
+    before: dict[str, bool] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
+    slots: list[tuple[weakref.ref[nn.Module], str, str]] = field(default_factory=list)
+
+    def value(self, part: str) -> bool:
+        """What the youngest call decided, or what was before all."""
+        for decision in reversed(self.decisions):
+            if covers(decision.part, part):
+                return decision.value
+        if part in self.before:
+            return self.before[part]
+        return next((v for p, v in self.before.items() if covers(p, part)), True)
+
+    def add(self, call: Call, part: str, value: bool) -> None:
+        """Decide in the name of a call."""
+        self._drop_hidden()
+        self.decisions.append(Decision(weakref.ref(call), part, value))
+
+    def withdraw(self, call: Call) -> None:
+        """Take back all that a call decided."""
+        self.decisions[:] = [d for d in self.decisions if d.call() is not call]
+        self._drop_hidden()
+
+    def join(self, other: Record) -> None:
+        """Become one with the record of what is tied now; both are kept by handles."""
+        self.decisions += [d for d in other.decisions if d not in self.decisions]
+        for part, value in other.before.items():
+            self.before.setdefault(part, value)
+        other.decisions, other.before = self.decisions, self.before
+
+    def _drop_hidden(self) -> None:
+        """Drop every decision below one for the same part that can no longer be undone."""
+        settled: set[str] = set()
+        kept: list[Decision] = []
+        for decision in reversed(self.decisions):
+            if WHOLE in settled or decision.part in settled:
+                continue
+            if decision.call() is None:
+                settled.add(decision.part)
+            kept.append(decision)
+        self.decisions[:] = kept[::-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Weak references cannot be copied. Calls whose handles are not in the copy die with the
+        # state, and then they are what they are in the copy: calls that can never be undone.
+        return {"before": self.before, "decisions": [(d.call(), *d[1:]) for d in self.decisions]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.before, self.slots = state["before"], []
+        self.decisions = [
+            Decision(weakref.ref(call or Call()), part, value)
+            for call, part, value in state["decisions"]
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What a handle keeps of one decision: the switch it turned, and the switch's record."""
+
+    switch: Switch
+    record: Record
+
+
+_ledger: MutableMapping[nn.Module, dict[str, Record]] = weakref.WeakKeyDictionary()
+# By the id of a Parameter, since a tied one may be reached through modules that do not know of
+# each other. An id may belong to another object by now: each use looks whether a slot holds it.
+_by_parameter: MutableMapping[int, Record] = weakref.WeakValueDictionary()
+_arrived: list[Sequence[Entry]] = []  # of copied or unpickled handles, not yet in the ledger
+
+
+def decide(call: Call, switch: Switch, value: bool) -> Entry:
+    """Turn a switch in the name of a call, which decides until a younger one does."""
+    _enter_arrived()
+    record = _record_of(switch) or Record()
+    _keep(record, switch)
+    part = switch.slots[0].part
+    if not any(covers(decision.part, part) for decision in record.decisions):
+        record.before[part] = switch.read()
+    record.add(call, part, value)
     switch.write(value)
+    return Entry(switch, record)
 
 
-def withdraw(handle: object, switch: Switch) -> None:
-    """Take a handle's decision back; the youngest one left decides."""
-    switches = _records[switch.owner]
-    record = switches[switch.name]
-    record.decisions = [d for d in record.decisions if d[0]() is not handle]
-    record.drop_hidden()
-    switch.write(record.value)
-    if not (record.decisions or record.final):
-        del switches[switch.name]
+def withdraw(call: Call, entries: Sequence[Entry], tree: Tree) -> list[Switch]:
+    """Take a call's decisions back, on what bears the names now; returns the switches turned.
+
+    Args:
+        call: The call.
+        entries: What it decided.
+        tree: The module that the call was given, as it is now.
+    """
+    _enter_arrived()
+    for entry in entries:
+        entry.record.withdraw(call)
+    present = set(map(id, tree.modules.values()))
+    turned = []
+    for entry in entries:
+        for switch in _successors(entry.switch, tree, present):
+            part = switch.slots[0].part
+            record = _record_of(switch) or entry.record
+            if record is not entry.record:
+                # The module was replaced, and frozen anew: what it was before is this call's doing.
+                record.before[part] = entry.record.value(part)
+            switch.write(record.value(part))
+            turned.append(switch)
+        if not entry.record.decisions:
+            _forget(entry.record)
+    return turned
+
+
+def arrive(entries: Sequence[Entry]) -> None:
+    """Take in what a copied or unpickled handle decided, as soon as its module is complete."""
+    _arrived.append(entries)
+
+
+def _enter_arrived() -> None:
+    while _arrived:
+        for entry in _arrived.pop():
+            for slot in entry.switch.slots:
+                present = _ledger.setdefault(slot.owner, {}).get(slot.name)
+                if present is not None and present is not entry.record:
+                    entry.record.join(present)
+            _keep(entry.record, entry.switch)
+
+
+def _record_of(switch: Switch) -> Record | None:
+    found: list[Record] = []
+    for slot in switch.slots:
+        record = _ledger.get(slot.owner, {}).get(slot.name)
+        if record is not None and record not in found:
+            found.append(record)
+    parameter = switch.parameter
+    record = None if parameter is None else _by_parameter.get(id(parameter))
+    if record is not None and record not in found and _holds(record, parameter):
+        found.append(record)
+    for other in found[1:]:
+        found[0].join(other)
+    return found[0] if found else None
+
+
+def _holds(record: Record, parameter: nn.Parameter | None) -> bool:
+    places = ((module(), name, part) for module, name, part in record.slots)
+    return any(m is not None and parameter_at(m, n, p) is parameter for m, n, p in places)
+
+
+def _keep(record: Record, switch: Switch) -> None:
+    for slot in switch.slots:
+        records = _ledger.setdefault(slot.owner, {})
+        place = (weakref.ref(slot.owner), slot.name, slot.part)
+        if records.get(slot.name) is not record or place not in record.slots:
+            records[slot.name] = record
+            record.slots.append(place)
+    if switch.parameter is not None:
+        _by_parameter[id(switch.parameter)] = record
+
+
+def _forget(record: Record) -> None:
+    for reference, name, _ in record.slots:
+        if (module := reference()) is not None and _ledger.get(module, {}).get(name) is record:
+            del _ledger[module][name]
+    record.slots.clear()
+
+
+def _successors(switch: Switch, tree: Tree, present: set[int]) -> Iterator[Switch]:
+    """The switches there are now for one that was turned.
+
+    A module that is still there, though perhaps under another path, is what was meant; else it
+    is what stands at its path now, and the old one, wherever that is used.
+    """
+    for slot in switch.slots:
+        yield from switch.on(slot, slot.owner, tree)
+        heir = tree.modules.get(slot.path)
+        if id(slot.owner) not in present and heir is not None:
+            yield from switch.on(Slot(heir, slot.path, slot.name, slot.part), heir, tree)

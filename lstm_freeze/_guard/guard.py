@@ -207,6 +207,12 @@ class FrozenGuard:
         newly = [p for p in parameters if not p.requires_grad and id(p) in own]
         self._hold(tree, [p for p in newly if (id(p), "") not in self._held])
 
+    def statistics_recomputed(self, module: nn.Module) -> None:
+        """Take a held layer's statistics as right again once they are recomputed (update_bn)."""
+        for held in self._held.values():
+            if held.owner is module:
+                held.memory = None
+
     def _hold(self, tree: Tree, parameters: Sequence[nn.Parameter]) -> None:
         """Remember these parameters, and bring the buffers into line with what is then held."""
         names: dict[int, list[str]] = {}

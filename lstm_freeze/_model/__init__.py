@@ -11,6 +11,7 @@ from .targets import quote as quote
 from .targets import resolve as resolve
 from .tree import Part as Part
 from .tree import Tree as Tree
+from .tree import can_train as can_train
 from .tree import inner_name as inner_name
 from .tree import join as join
 from .tree import numel as numel

@@ -116,6 +116,11 @@ def numel(parameter: nn.Parameter) -> int:
     return 0 if nn.parameter.is_lazy(parameter) else parameter.numel()
 
 
+def can_train(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is of a type that can require a gradient (integers cannot)."""
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
 @dataclass(frozen=True)
 class Part:
     """What is frozen, listed and given a learning rate as one: an RNN layer's direction, a block.

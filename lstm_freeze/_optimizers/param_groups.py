@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .._checks import as_integer, as_module, as_number
-from .._model import Target, Tree, as_targets, resolve
+from .._model import Target, Tree, as_targets, can_train, resolve
 from .state import as_optimizers
 
 
@@ -153,5 +153,5 @@ def _split(
     parameters: Mapping[str, nn.Parameter], spared: frozenset[int]
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Those that decay and those that do not; integer ones are left out."""
-    usable = [p for p in parameters.values() if p.is_floating_point() or p.is_complex()]
+    usable = [p for p in parameters.values() if can_train(p)]
     return [p for p in usable if id(p) not in spared], [p for p in usable if id(p) in spared]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from .._checks import as_module
+from .._freezing import unnamed
 from .._model import Tree, quote, resolve, within
 
 Layer = tuple[str, ...]  # the targets that name it
@@ -48,9 +49,12 @@ def rnn_layers(tree: Tree, inside: set[str]) -> list[tuple[str, set[str]]]:
 def all_layers(tree: Tree, inside: set[str]) -> list[Layer]:
     """The targets of each layer of the encoder, input first; an RNN layer's directions together."""
     of_rnns = rnn_layers(tree, inside)
+    # A constant (an embedding made with freeze=True) is no layer to train; an RNN's layer is named.
+    constants = {*unnamed(tree, [{name: tree.parameters[name] for name in inside}])}
+    constants -= {name for _, layer in of_rnns for name in layer}
     by_depth: dict[int, set[str]] = {}
     for part in tree.parts:
-        if names := {*part.parameters} & inside:
+        if names := ({*part.parameters} & inside) - constants:
             by_depth.setdefault(part.depth, set()).update(names)
     layers: list[Layer] = []
     for names in by_depth.values():

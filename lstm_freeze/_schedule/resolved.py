@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .._cache import PrefixLevels
-from .._freezing import Freeze, set_trainable
+from .._freezing import Freeze, describe, set_trainable
 from .._model import Part, Tree, numel
 from .._optimizers import refuse_lbfgs, require_held
 from . import rates
@@ -60,6 +60,8 @@ class ResolvedSchedule:
     Attributes:
         schedule: The schedule.
         phases: Its phases, with parameters.
+        constants: Name -> parameter that was frozen before this library first touched the module,
+            and that no target of any phase names; no phase trains it.
         prefixes: The module's prefix caches, and the levels that the phases need in them.
     """
 
@@ -70,10 +72,12 @@ class ResolvedSchedule:
         schedule: FreezeSchedule,
         phases: Sequence[ResolvedPhase],
         group_of: Mapping[int, int],
+        constants: Named,
     ) -> None:
         """Made by `resolve_schedule` only."""
         self.schedule = schedule
         self.phases = tuple(phases)
+        self.constants = constants
         self.prefixes = PrefixLevels(tree, [phase.leaves_trainable() for phase in phases])
         self._module = module
         self._tree = tree
@@ -90,6 +94,11 @@ class ResolvedSchedule:
     def parts(self) -> tuple[Part, ...]:
         """The parts of the module, input side first."""
         return self._tree.parts
+
+    @property
+    def about_constants(self) -> str:
+        """Which parameters no phase trains since they were frozen from the first."""
+        return describe(self._tree, self.constants)
 
     @property
     def trainable(self) -> int:
@@ -156,7 +165,6 @@ class ResolvedSchedule:
             frozen=phase.frozen,
             trainable=phase.train,
             optimizer=optimizers or None,
-            stacklevel=4,
         )
         self._entered = index
         if phase.phase.sets_rates or any(p.phase.warmup for p in self.phases):

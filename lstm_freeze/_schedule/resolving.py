@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .._freezing import can_train
-from .._model import Tree, quote, resolve
+from .._freezing import unnamed
+from .._model import Tree, can_train, quote, resolve
 from .phase import Phase
 from .resolved import Named, ResolvedPhase, ResolvedSchedule
 
@@ -23,9 +23,11 @@ def resolve_schedule(
     tree = Tree(module)
     names, mistakes = _scope(tree, schedule)
     inside = tree.distinct(names)
+    constants = _constants(tree, schedule, names)
+    left = {id(p) for p in constants.values()}
     phases = []
     for phase in schedule.phases:
-        resolved, wrong = _resolve_phase(tree, phase, names, inside, schedule.unit)
+        resolved, wrong = _resolve_phase(tree, phase, names, inside, schedule.unit, left)
         phases.append(resolved)
         mistakes += wrong
     group_of: dict[int, int] = {}
@@ -33,7 +35,19 @@ def resolve_schedule(
         for index, targets in reversed(list(enumerate(schedule.annealing.groups))):
             for name in _union(tree, targets, "groups=", mistakes) & names:
                 group_of.setdefault(id(tree.parameters[name]), index)
-    return ResolvedSchedule(module, tree, schedule, phases, group_of), list(dict.fromkeys(mistakes))
+    found = ResolvedSchedule(module, tree, schedule, phases, group_of, constants)
+    return found, list(dict.fromkeys(mistakes))
+
+
+def _constants(tree: Tree, schedule: FreezeSchedule, names: set[str]) -> Named:
+    """What no phase may train: what its author made constant, unless a phase names it.
+
+    What one phase names is no constant in any, so that each phase follows from the schedule alone.
+    """
+    targets = {target for phase in schedule.phases for target in phase.train}
+    covered = (_union(tree, (target,), "", []) & names for target in targets)
+    found = unnamed(tree, [{name: tree.parameters[name] for name in each} for each in covered])
+    return {name: p for name, p in found.items() if name in names}
 
 
 def _scope(tree: Tree, schedule: FreezeSchedule) -> tuple[set[str], list[str]]:
@@ -57,7 +71,7 @@ def _union(tree: Tree, targets: Iterable[str], argument: str, mistakes: list[str
 
 
 def _resolve_phase(
-    tree: Tree, phase: Phase, names: set[str], inside: Named, unit: str
+    tree: Tree, phase: Phase, names: set[str], inside: Named, unit: str, constants: set[int]
 ) -> tuple[ResolvedPhase, list[str]]:
     wrong: list[str] = []
     chosen: set[str] = set()
@@ -69,8 +83,9 @@ def _resolve_phase(
                 "alone; widen scope= or name less in exclude="
             )
         chosen |= found & names
-    train = {n: p for n, p in tree.distinct(chosen).items() if can_train(p)}
-    ids = {id(p) for p in tree.distinct(chosen).values()}
+    trainable = {n: p for n, p in tree.distinct(chosen).items() if can_train(p)}
+    train = {n: p for n, p in trainable.items() if id(p) not in constants}
+    ids = {id(p) for p in tree.distinct(chosen).values()} - constants
     if chosen and not train:
         wrong.append("leaves nothing that can train (integer parameters cannot); name more")
     rates = _resolve_rates(tree, phase, {id(p) for p in train.values()}, wrong)

@@ -105,6 +105,8 @@ def preview(resolved: ResolvedSchedule, length: int) -> str:
     for row in (head, *table):
         left = f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}"
         rows.append(f"{left}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}  {row[4]}")
+    if resolved.constants:
+        rows += ["", resolved.about_constants]
     return "\n".join(rows)
 
 

@@ -1,0 +1,107 @@
+"""What the author of a model made constant, and when it is trained nevertheless.
+
+A parameter whose requires_grad was False before this library first touched its module is constant:
+quantile levels kept as an `nn.Parameter`, an embedding built with `from_pretrained(freeze=True)`.
+It trains only when it is named: by a target that covers nothing but such parameters. That is its
+own path, or a module or an RNN's layer in which nothing trained (an encoder frozen by hand). A
+target that also covers what trained, as `"*"` does, says nothing about it, and neither does the
+absence of any target. Once `freeze`, `unfreeze` or a schedule has named it, it counts as trainable;
+undoing the call takes that back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import nn
+
+from .._model import Tree, can_train
+from .marks import CONSTANT, TRAINABLE, mark_of, note
+from .switches import Slot
+
+Named = Mapping[str, nn.Parameter]
+
+
+def slots_of(tree: Tree) -> dict[int, tuple[Slot, ...]]:
+    """The id of each parameter -> where it is kept, tied ones in several places."""
+    found: dict[int, list[Slot]] = {}
+    for name, parameter in tree.parameters.items():
+        path, _, own = tree.served.get(name, name).rpartition(".")
+        relative = name[len(path) + 1 :] if path else name
+        part = "" if relative == own else relative
+        found.setdefault(id(parameter), []).append(Slot(tree.modules[path], path, own, part))
+    return {key: tuple(slots) for key, slots in found.items()}
+
+
+def constants(tree: Tree, noted: bool = False) -> dict[str, nn.Parameter]:
+    """First name -> parameter, for what could train and was not trainable from the first.
+
+    Args:
+        tree: The module.
+        noted: Only what is noted as constant: in a module that this library has touched.
+    """
+    slots = slots_of(tree)
+    found = {}
+    for name, parameter in tree.distinct().items():
+        if can_train(parameter) and not parameter.requires_grad:
+            marks = {mark_of(s.owner, s.name, s.part) for s in slots[id(parameter)]}
+            if TRAINABLE not in marks and (CONSTANT in marks or not noted):
+                found[name] = parameter
+    return found
+
+
+def unnamed(tree: Tree, targets: Iterable[Named]) -> dict[str, nn.Parameter]:
+    """The constants that none of these targets names.
+
+    Args:
+        tree: The module.
+        targets: What each target covers.
+    """
+    still = constants(tree)
+    ids = {id(p) for p in still.values()}
+    named: set[int] = set()
+    for covered in targets:
+        could = {id(p) for p in covered.values() if can_train(p)}
+        if could <= ids:
+            named |= could
+    return {name: p for name, p in still.items() if id(p) not in named}
+
+
+def note_all(tree: Tree, trained: Named | None = None) -> None:
+    """Note in the modules which of their parameters train and which are constant.
+
+    Args:
+        tree: The module.
+        trained: What is known to have trained before; None for what trains now.
+    """
+    known = tree.parameters if trained is None else trained
+    trains = {id(p) for p in known.values() if trained is not None or p.requires_grad}
+    for key, slots in slots_of(tree).items():
+        for slot in slots:
+            note(slot.owner, slot.name, slot.part, key in trains)
+
+
+def describe(tree: Tree, found: Named) -> str:
+    """A sentence that says which parameters are constant, and how to train them."""
+    names = list(dict.fromkeys(_topmost(tree, found)))
+    some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return (
+        f'{some}: requires_grad was False before lstm_freeze first saw it, so "*" and '
+        f'unfreeze(module) leave it frozen; naming it trains it: unfreeze(module, "{names[0]}")'
+    )
+
+
+def _topmost(tree: Tree, found: Named) -> Iterator[str]:
+    """For each parameter the topmost module that holds only such ones, or its own name."""
+    could = Counter(p for n, x in tree.parameters.items() if can_train(x) for p in _above(n))
+    names = tree.all_names(found)
+    constant = Counter(path for name in names for path in _above(name))
+    for name in found:
+        yield next((path for path in _above(name) if could[path] == constant[path]), name)
+
+
+def _above(name: str) -> Iterator[str]:
+    """The paths of the modules that hold a parameter, from the top, without the root."""
+    pieces = name.split(".")[:-1]
+    return (".".join(pieces[: i + 1]) for i in range(len(pieces)))

@@ -1,0 +1,89 @@
+"""Freeze: the handle that undoes a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from .._model import Tree
+from .listening import tell_changed
+from .status import status
+from .switches import RequiresGrad, Switch
+from .undo import Call, Entry, arrive, decide, withdraw
+
+
+class Freeze:
+    """What `freeze`, `unfreeze` and `freeze_up_to` return: a handle that can undo the call.
+
+    Prints as the status table of the module. Works as a context manager that undoes at the exit.
+    Dropping it undoes nothing. While several handles are live (not undone), the youngest that
+    selected a parameter decides about it; undoing all of them, in any order, restores exactly what
+    was before: requires_grad, the mode of normalisation layers and dropout. Gradients and
+    optimizer state are not brought back, and edits of requires_grad by hand are overridden.
+
+    A handle stands for names. It undoes on what bears them at that time: after
+    `load_state_dict(assign=True)`, `.to_empty()`, a parametrization or a replaced module that is
+    the new Parameter; what is gone is passed over. A module that keeps its handle may be copied or
+    pickled: the copy's handle undoes on the copy.
+
+    Attributes:
+        changed: Names of the parameters whose requires_grad the call changed, each parameter once.
+
+    Examples:
+        >>> from lstm_freeze import freeze
+        >>> lstm = nn.LSTM(4, 8)
+        >>> with freeze(lstm, kinds="weight_hh") as frozen:
+        ...     frozen.changed, lstm.weight_hh_l0.requires_grad
+        (('weight_hh_l0',), False)
+        >>> lstm.weight_hh_l0.requires_grad
+        True
+    """
+
+    def __init__(self, module: nn.Module, changed: tuple[str, ...]) -> None:
+        """Nothing is decided yet; made by the functions above only."""
+        self.changed = changed
+        self._module = module
+        self._call = Call()
+        self._entries: tuple[Entry, ...] = ()
+
+    def undo(self) -> None:
+        """Take the call back; a second time does nothing."""
+        entries, self._entries = self._entries, ()
+        if entries:
+            _tell(self._module, withdraw(self._call, entries, Tree(self._module)))
+
+    def __enter__(self) -> Freeze:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+    def __repr__(self) -> str:
+        return repr(status(self._module))
+
+    def _repr_html_(self) -> str:
+        return status(self._module)._repr_html_()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        arrive(self._entries)
+
+
+def turn(handle: Freeze, decisions: Iterable[tuple[Switch, bool]]) -> None:
+    """Turn switches in the name of a handle."""
+    entries = tuple(decide(handle._call, switch, value) for switch, value in decisions)
+    handle._entries = entries
+    _tell(handle._module, [entry.switch for entry in entries])
+
+
+def _tell(module: nn.Module, switches: Iterable[Switch]) -> None:
+    parameters = (s.parameter for s in switches if isinstance(s, RequiresGrad))
+    tell_changed(module, [p for p in parameters if p is not None])

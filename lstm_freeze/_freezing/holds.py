@@ -1,0 +1,138 @@
+"""Modules held in a mode while their parameters are frozen: normalisation and dropout layers.
+
+A hold is a pair of forward hooks that switches an attribute (`training`, or an nn.LSTM's
+`dropout`) for the length of the forward pass. That survives `.train()`, `.eval()`, deepcopy and
+pickle, and it looks at `requires_grad` in every call, so that it lets go when they are unfrozen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._model import Tree
+from .._torch_internals import (
+    has_running_statistics,
+    is_old_spectral_norm,
+    is_spectral_norm,
+    remove_hooks_of,
+)
+from .._torch_internals import is_dropout as is_dropout
+from .listening import tell_recomputed
+
+
+class Hold:
+    """The hooks of one held module.
+
+    A batch norm whose statistics are being recomputed on purpose is let go until that is done:
+    `torch.optim.swa_utils.update_bn` and Lightning's StochasticWeightAveraging reset them and set
+    `momentum` to None for the passes that fill them anew. Where `momentum` was None from the
+    beginning, a counter of batches that was set back tells it, until the next pass in eval mode.
+
+    Attributes:
+        decider: The module whose parameters decide.
+        attribute: What is held.
+        value: At which value.
+    """
+
+    def __init__(self, owner: nn.Module, decider: nn.Module, attribute: str, value: float) -> None:
+        """Hold `attribute` of `owner` at `value` whenever all parameters of `decider` are frozen.
+
+        The owner is not kept: replicas of a module share its hooks.
+        """
+        self.decider = decider
+        self.attribute = attribute
+        self.value = value
+        self._momentum = getattr(owner, "momentum", None)
+        self._batches = _batches(owner)
+        self._recomputing = False
+
+    @property
+    def active(self) -> bool:
+        """Whether the parameters that decide are all frozen now."""
+        frozen = [not p.requires_grad for p in self.decider.parameters()]
+        return bool(frozen) and all(frozen)
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Before the forward pass."""
+        # Kept on the module and not here, see __init__.
+        module.__dict__[f"_held_{self.attribute}"] = getattr(module, self.attribute)
+        if not self.active:
+            return
+        if self._is_recomputed(module):
+            tell_recomputed(module)
+        else:
+            setattr(module, self.attribute, self.value)
+
+    def leave(self, module: nn.Module, *call: Any) -> None:
+        """After the forward pass, also one that raised."""
+        if (kept := f"_held_{self.attribute}") in module.__dict__:
+            setattr(module, self.attribute, module.__dict__.pop(kept))
+
+    def put_on(self, module: nn.Module) -> None:
+        """Register the hooks."""
+        module.register_forward_pre_hook(self.enter, prepend=True)
+        if self.attribute == "training" and _has_old_spectral_norm(module):
+            # The old-style norm is a pre-hook itself; the module's own forward, which may be a
+            # cuDNN RNN's, stays in its mode.
+            module.register_forward_pre_hook(self.leave)
+        else:
+            module.register_forward_hook(self.leave, always_call=True)
+
+    def take_off(self, module: nn.Module) -> None:
+        """Remove the hooks, also those that came into a copy of a held module by copying."""
+        remove_hooks_of(module, self)
+
+    def _is_recomputed(self, module: nn.Module) -> bool:
+        """Whether somebody has reset the statistics and fills them anew in this pass."""
+        if self.attribute != "training" or not has_running_statistics(module):
+            return False
+        if self._momentum is not None or module.momentum is not None:
+            return module.training and module.momentum is None
+        if torch.compiler.is_compiling():  # would not look at numbers
+            return False
+        self._recomputing = module.training and (
+            self._recomputing or _batches(module) < self._batches
+        )
+        return self._recomputing
+
+
+def _batches(module: nn.Module) -> int:
+    """How many batches a batch norm that averages over all of them has counted."""
+    counter = getattr(module, "num_batches_tracked", None)
+    if getattr(module, "momentum", None) is not None or not isinstance(counter, torch.Tensor):
+        return 0
+    return 0 if counter.is_meta else int(counter)
+
+
+def hold_of(module: nn.Module, attribute: str | None = None) -> Hold | None:
+    """The hold on a module, or on one attribute of it, if there is one."""
+    for hook in module._forward_pre_hooks.values():
+        hold = getattr(hook, "__self__", None)
+        if isinstance(hold, Hold) and attribute in (None, hold.attribute):
+            return hold
+    return None
+
+
+def is_normalization(module: nn.Module) -> bool:
+    """Whether a module keeps statistics that move in training though no gradient reaches them."""
+    return (
+        is_spectral_norm(module) or _has_old_spectral_norm(module) or has_running_statistics(module)
+    )
+
+
+def _has_old_spectral_norm(module: nn.Module) -> bool:
+    return any(map(is_old_spectral_norm, module._forward_pre_hooks.values()))
+
+
+def decider_of(tree: Tree, path: str) -> nn.Module | None:
+    """The module itself if it has parameters, else its nearest ancestor that has some."""
+    if path not in tree.modules:
+        return None
+    while not any(True for _ in tree.modules[path].parameters()):
+        if not path:
+            return None
+        path = path.rpartition(".")[0]
+    return tree.modules[path]
