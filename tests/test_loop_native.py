@@ -371,20 +371,20 @@ def test_what_is_not_finite_spoils_its_own_sequence_only(level, value):
 
 @built
 @pytest.mark.parametrize(
-    ("name", "wrong"),
+    ("name", "wrong", "must"),
     [
-        ("gates", torch.zeros(1, 3, 16)),
-        ("gates", torch.zeros(2, 3, 5)),
-        ("cells", torch.zeros(2, 6, 4, dtype=torch.float64)),
-        ("hidden", torch.zeros(2, 6, 8)[..., ::2]),
-        ("hidden", torch.zeros(2, 6, 4, device="meta")),
+        ("gates", torch.zeros(1, 3, 16), r"\(2, rows, 16\) with dense rows"),
+        ("gates", torch.zeros(2, 3, 5), r"\(2, rows, 16\) with dense rows"),
+        ("cells", torch.zeros(2, 6, 4, dtype=torch.float64), "float32 on the CPU"),
+        ("hidden", torch.zeros(2, 6, 8)[..., ::2], r"\(2, rows, 4\) with dense rows"),
+        ("hidden", torch.zeros(2, 6, 4, device="meta"), "float32 on the CPU"),
     ],
 )
-def test_an_operand_that_does_not_fit_is_refused(name, wrong):
+def test_an_operand_that_does_not_fit_is_refused(name, wrong, must):
     weights = [Weights(torch.empty(0), torch.zeros(16, 4))] * 2
     state = State(torch.zeros(2, 3, 16), torch.zeros(2, 6, 4), torch.zeros(2, 6, 4))
     runs = runs_of(1, 3, None)
-    with pytest.raises(ValueError, match=f"`{name}` must be float32 on the CPU"):
+    with pytest.raises(ValueError, match=f"`{name}` must be {must}"):
         loop_native.Forward(weights, state._replace(**{name: wrong}), 3, None, True).run(runs, 0)
 
 

@@ -191,7 +191,8 @@ INLINE TARGET void OWN(backward_units)(int64_t H, int width, const float *later,
         float squashed = hyperbolic_tangent(c[k], FUSED);
         float cell = dc[k] + hidden * o * (1.0f - squashed * squashed);
         dgates[k] = cell * g * (i * (1.0f - i));
-        dgates[H + k] = cell * c_before[k] * (f * (1.0f - f));
+        /* In this order: a large cell state must not overflow where f's own factor is 0. */
+        dgates[H + k] = cell * (c_before[k] * (f * (1.0f - f)));
         dgates[2 * H + k] = cell * i * (1.0f - g * g);
         dgates[3 * H + k] = hidden * squashed * (o * (1.0f - o));
         dc[k] = cell * f;

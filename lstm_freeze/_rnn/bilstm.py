@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .._names import DIRECTIONS, KINDS, kinds_of, name_of, place_of, rnn_names
 from . import checks, memory
+from .agreement import check_is_there
 from .cell import parameter_shapes
 from .conversion import adopt, is_plain
 from .groups import ParameterGroup, groups_of
@@ -251,6 +252,7 @@ class BiLSTM(nn.Module):
             input = input.unsqueeze(0 if self.batch_first else 1)
         weights = self._read_weights()
         self._check_dense(input, weights[0][0].weight_ih)
+        checks.check_are_there(input, hx)
         if hx is not None:
             hx = checks.dense_states(hx, is_batched)
             self._check_states(input, hx, None, weights[0][0].weight_ih)
@@ -279,6 +281,7 @@ class BiLSTM(nn.Module):
         weight = weights[0][0].weight_ih
         checks.check_dtype(data, weight, RuntimeError)
         checks.check_input_size(data, 2, self.input_size, weight)
+        checks.check_are_there(data, hx)
         rows = packed_rows(input, self.bidirectional)
         if hx is not None:
             sizes = self._state_sizes(data, batch_sizes)
@@ -292,7 +295,7 @@ class BiLSTM(nn.Module):
         self, rows: Rows, hx: States | None, weights: Sequence[Sequence[Weights]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All layers over the internal form: output rows, h_n (L * D, B, P), c_n (L * D, B, H)."""
-        self._check_weights(weights, rows.data.device)
+        self._check_weights(weights, rows.data)
         first = weights[0][0].weight_ih
         precision = precision_of(first, rows, hx, projected=self.proj_size > 0)
         dropout = [self._dropout_before(layer) for layer in range(self.num_layers)]
@@ -341,16 +344,21 @@ class BiLSTM(nn.Module):
             raise TypeError(f"{name} must be a Tensor, got None: set it to a Parameter")
         return weight
 
-    def _check_weights(self, weights: Sequence[Sequence[Weights]], device: torch.device) -> None:
+    def _check_weights(self, weights: Sequence[Sequence[Weights]], data: Tensor) -> None:
         """Raises where a weight was replaced by one that does not fit."""
-        dtype = weights[0][0].weight_ih.dtype
+        first = weights[0][0].weight_ih
+        if not (first.is_floating_point() or first.is_complex()):
+            raise RuntimeError(f"weights must be of a floating dtype, got {first.dtype}")
+        traced = is_traced(data)
         for layer, directions in enumerate(weights):
             shapes = self._shapes(layer)
             for direction, found in zip(DIRECTIONS, directions, strict=False):
                 for kind, weight, shape in zip(KINDS, found, shapes, strict=True):
                     if weight is not None:
                         name = name_of(layer, direction, kind)
-                        checks.check_weight(name, weight, shape, dtype, device)
+                        checks.check_weight(name, weight, shape, first, data.device)
+                        if not traced:
+                            check_is_there(name, weight)
 
     def _dropout_before(self, layer: int) -> float:
         """The probability of the dropout below a layer; 0 where there is none.

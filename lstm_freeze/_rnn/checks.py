@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .agreement import check_is_there
 from .precision import autocast_dtype
 from .rows import unpermuted
+from .tracing import is_traced
 
+_AUTOCAST_CONVERTS = (torch.float32, torch.bfloat16, torch.float16)
 _MISREAD = (AttributeError, IndexError, KeyError, TypeError)
 
 
@@ -185,6 +188,16 @@ def check_input_size(input: Tensor, dimensions: int, input_size: int, weight: Te
         raise _on_two_devices("Input", input.device, "parameter", weight.device)
 
 
+def check_are_there(input: Tensor, hx: Any) -> None:
+    """Raises where the storage of the input or of a state no longer holds what it speaks of."""
+    if is_traced(input):
+        return
+    check_is_there("input", input)
+    for k, state in enumerate(hx if isinstance(hx, (tuple, list)) else ()):
+        if isinstance(state, Tensor) and state.layout is torch.strided:
+            check_is_there(f"hx[{k}]", state)
+
+
 def check_states(input: Tensor, states: tuple[Tensor, Tensor], weight: Tensor) -> None:
     """Raises where a state has another dtype than the weights or another device than the input."""
     for k, state in enumerate(states):
@@ -198,14 +211,23 @@ def check_states(input: Tensor, states: tuple[Tensor, Tensor], weight: Tensor) -
 
 
 def check_weight(
-    name: str, weight: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    name: str, weight: Tensor, shape: tuple[int, ...], first: Tensor, device: torch.device
 ) -> None:
-    """Raises where a weight was replaced by one of another size, dtype or device."""
+    """Raises where a weight was replaced by one of another size, dtype or device than the first."""
     if weight.shape != shape or weight.device != device:
         raise RuntimeError(
             f"{name} must have size {shape} on {device}, got {tuple(weight.shape)} on "
             f"{weight.device}: set it to one that fits"
         )
+    if weight.dtype != first.dtype and not _autocast_converts(weight, first):
+        raise RuntimeError(
+            f"all weights must have one dtype, that of weight_ih_l0, which is {first.dtype}; got "
+            f"{weight.dtype} for {name}: convert it with {name}.to({first.dtype})"
+        )
+
+
+def _autocast_converts(*weights: Tensor) -> bool:
+    return all(w.dtype in _AUTOCAST_CONVERTS and autocast_dtype(w) for w in weights)
 
 
 def _on_two_devices(

@@ -40,7 +40,7 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State]:
     """
     data, batch_sizes, reverse, h0, c0, directions = inputs
     D, H, P = len(directions), directions[0].hidden_size, directions[0].state_size
-    batch = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
+    batch = inputs.batch
     rows = data.flatten(0, -2)
     N = rows.shape[0]
     back = _backwards(data, reverse)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .._extensions import ready
 from . import memory
+from .agreement import is_there
 from .cell import GATES, gates_size
 from .rows import Run
 from .weights import Gradients, State, Weights
@@ -119,12 +120,13 @@ class Forward:
         keep: bool,
     ) -> None:
         """Pack the weights."""
-        D, H = state.cells.shape[0], state.cells.shape[2]
+        D, H, P = state.cells.shape[0], state.cells.shape[2], state.hidden.shape[2]
         weight_hr = [w.weight_hr for w in directions if w.weight_hr is not None]
         self._state, self._keep = state, keep
         self._steps, self._batch = _Steps(batch, batch_sizes), batch
-        self._weight_hh = _panels([w.weight_hh for w in directions], gates=len(GATES))
-        self._weight_hr = _panels(weight_hr) if weight_hr else None
+        weight_hh = [w.weight_hh for w in directions]
+        self._weight_hh = _panels("weight_hh", weight_hh, H, P, gates=len(GATES))
+        self._weight_hr = _panels("weight_hr", weight_hr, P, H) if weight_hr else None
         self._squashed = state.cells.new_empty(D, batch, H) if weight_hr else None
         self._walked = 0
 
@@ -161,9 +163,10 @@ def walk_back(
     H, P, N = state.cells.shape[2], state.hidden.shape[2], state.gates.shape[1]
     D = len(active)
     steps = _Steps(batch, batch_sizes)
-    weight_hh = _panels([directions[d].weight_hh.t() for d in active])
+    hh = [directions[d].weight_hh.t() for d in active]
+    weight_hh = _panels("weight_hh", hh, P, gates_size(H))
     hr = [w.t() for d in active if (w := directions[d].weight_hr) is not None]
-    weight_hr = _panels(hr) if hr else None
+    weight_hr = _panels("weight_hr", hr, H, P) if hr else None
     job = _packed(
         (D, H, P, *steps.part(0, sum(run.steps for block in blocks for run in block)), N),
         _operand("gates", state.gates[here], D, gates_size(H)),
@@ -190,15 +193,19 @@ class _Steps:
         return first, steps, self.batch, 0 if self.sizes is None else self.sizes.data_ptr()
 
 
-def _panels(weights: Sequence[Tensor], gates: int = 1) -> Tensor:
+def _panels(name: str, weights: Sequence[Tensor], units: int, depth: int, gates: int = 1) -> Tensor:
     """The weights of each direction, (gates * units, depth), in panels of units: (D, size)."""
-    rows, depth = weights[0].shape
-    units, lanes = rows // gates, _timeloop.lanes()
+    lanes = _timeloop.lanes()
     width = -(-units // lanes) * lanes
     panels = memory.empty(weights[0], len(weights), gates * width * depth)
     for weight, out in zip(weights, panels, strict=True):
-        numbers = (gates, units, depth, *weight.stride(), weight.data_ptr(), out.data_ptr())
-        _timeloop.pack(torch.get_num_threads(), _packed(numbers), (weight, out))
+        # An alias: another thread may give the weight other memory while this call reads it.
+        alias = weight.detach()
+        if alias.shape != (gates * units, depth) or not is_there(alias):
+            raise _does_not_fit(name, alias, f"({gates * units}, {depth}), all of it in memory")
+        _check_kind(name, alias)
+        numbers = (gates, units, depth, *alias.stride(), alias.data_ptr(), out.data_ptr())
+        _timeloop.pack(torch.get_num_threads(), _packed(numbers), (alias, out))
     return panels
 
 
@@ -211,13 +218,22 @@ def _operand(name: str, tensor: Tensor, directions: int, size: int) -> tuple[int
     """Address and stride of directions, as the extension's `Operand` holds them."""
     fits = tensor.dim() == 3 and tensor.shape[::2] == (directions, size)
     dense = fits and (tensor.shape[1] == 0 or tensor[0].is_contiguous())
-    if not dense or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-        raise ValueError(
-            f"`{name}` must be float32 on the CPU, ({directions}, rows, {size}) with dense rows; "
-            f"got {tensor.dtype} on {tensor.device}, {tuple(tensor.shape)} with strides "
-            f"{tensor.stride()}"
-        )
+    if not dense:
+        raise _does_not_fit(name, tensor, f"({directions}, rows, {size}) with dense rows")
+    _check_kind(name, tensor)
     return tensor.data_ptr(), tensor.stride(0)
+
+
+def _check_kind(name: str, tensor: Tensor) -> None:
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        raise _does_not_fit(name, tensor, "float32 on the CPU")
+
+
+def _does_not_fit(name: str, tensor: Tensor, must: str) -> ValueError:
+    return ValueError(
+        f"`{name}` must be {must}; got {tensor.dtype} on {tensor.device}, {tuple(tensor.shape)} "
+        f"with strides {tensor.stride()}"
+    )
 
 
 def _packed(*numbers: tuple[int, ...]) -> bytes:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from .._torch_internals import is_batched_gradient, is_fake
 from . import masked, onnx, tracing
+from .agreement import check_gradients, check_inputs, check_state
 from .cell import gates_size
 from .equations import equations
 from .layer import Wanted, backward, forward
-from .rows import check_packed
 from .weights import Inputs, State, Weights
 
 # An operator takes a flat list of tensors. Its order is told here and in the next three functions.
@@ -31,6 +31,7 @@ _TENSORS = (
     *(f"{name}_reverse" for name in Weights._fields),
 )
 _REQUIRED = {"data", *Weights._fields[:2]}
+_PROJECTIONS = [name.startswith("weight_hr") for name in _TENSORS]
 _SCHEMA = ", ".join(f"Tensor{'' if name in _REQUIRED else '?'} {name}" for name in _TENSORS)
 
 
@@ -64,7 +65,7 @@ def _layer(*arguments: Any) -> tuple[Tensor, ...]:
     """Output, final states, and the State that `keep` asks for, else three empty tensors."""
     *flat, keep = arguments
     inputs = _inputs(flat)
-    _check(inputs)
+    check_inputs(inputs)
     if inputs.data.numel() == 0:
         return tuple(x.zero_() for x in _layer_like(*arguments))
     output, h_n, c_n, state = forward(inputs, keep)
@@ -104,15 +105,20 @@ def _layer_backward(
 ) -> list[Tensor]:
     """The gradient of each of `_TENSORS`, empty where `wanted`, a flag for each, says no."""
     *flat, gates, hidden, cells, flags = others
-    inputs, state = _inputs(flat), State(gates, hidden, cells)
-    _check(inputs)  # again: it may have been written to since
+    inputs, seeds = _inputs(flat), (grad_output, grad_h, grad_c)
+    check_inputs(inputs)  # again: they may have changed since the forward pass
+    check_gradients(inputs, seeds)
     if inputs.data.numel() == 0:
-        return [x.zero_() for x in _layer_backward_like(grad_output, grad_h, grad_c, *others)]
+        return [x.zero_() for x in _layer_backward_like(*seeds, *others)]
     if gates.numel() == 0:
         *_, state = forward(inputs, keep=True)
+    else:
+        state = State(gates, hidden, cells)
+        check_state(inputs, state)
+        # Hooks on saved tensors may have given them other strides.
+        state = State(*(x.contiguous() for x in state))
     (data, _, _, h0, c0), sides = _split(flags)
     wanted = Wanted(data, h0, c0, tuple(map(tuple, sides[: len(inputs.directions)])))
-    seeds = (grad_output, grad_h, grad_c)
     grad_data, grad_h0, grad_c0, weights = backward(seeds, inputs, state, wanted)
     found = _flat((grad_data, None, None, grad_h0, grad_c0), weights)
     return [inputs.data.new_empty(0) if grad is None else grad for grad in found]
@@ -125,14 +131,6 @@ def _layer_backward_like(*arguments: Any) -> list[Tensor]:
         torch.empty_like(x, memory_format=torch.contiguous_format) if flag else flat[0].new_empty(0)
         for x, flag in zip(flat, flags, strict=True)
     ]
-
-
-def _check(inputs: Inputs) -> None:
-    """Raises where the rows are not those that the sizes speak of."""
-    if inputs.batch_sizes is not None:
-        check_packed(inputs.data, inputs.batch_sizes)
-    elif inputs.data.shape[0] == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN, got 0")
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -148,8 +146,10 @@ def _layer_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     # Saved tensors once: under activation checkpointing a second read is an error.
     *flat, gates, hidden, cells = ctx.saved_tensors
     *needed, _ = ctx.needs_input_grad
-    flags = [bool(flag) for flag in needed]
-    seeds = (grad_output, grad_h, grad_c)
+    flags, seeds = [bool(flag) for flag in needed], (grad_output, grad_h, grad_c)
+    if grad_output is None and grad_h is None and _inputs(flat).steps == 1:
+        # The final cell state of a single step lies before the projection.
+        flags = [f and not late for f, late in zip(flags, _PROJECTIONS, strict=True)]
     if torch.is_grad_enabled() or tracing.is_transformed() or any(map(is_batched_gradient, grads)):
         found = _differentiable_gradients(seeds, flat, flags)
     else:
@@ -194,19 +194,24 @@ def layer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer over time, as `equations` says it, with the hand-derived backward.
 
-    Data and weights are float32 or float64, all of one dtype and device. `lengths` are those of
-    dense data that are padded; only where `tracing.is_written_out`.
+    Data and weights are of one dtype and device. Complex ones, which the hand-derived backward does
+    not know, go through `equations`. `lengths` are those of dense data that are padded; only where
+    `tracing.is_written_out`.
     """
     inputs = Inputs(data, batch_sizes, reverse, h0, c0, directions)
-    if tracing.is_written_out(data):
+    if tracing.is_written_out(data) or data.is_complex():
         if tracing.is_recorded_for_onnx(data) and onnx.takes(data, batch_sizes, directions):
             return onnx.layer(data, lengths, h0, c0, directions)
         if lengths is not None:
             return masked.equations(data, lengths, h0, c0, directions)
         return equations(*inputs)
     flat = _flat(inputs[:-1], directions)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in flat)
+    trains = [x is not None and x.requires_grad for x in flat]
+    keep = torch.is_grad_enabled() and any(trains)
     # Whether a traced program will ever run backward is not known: it then runs forward again.
     keep = keep and not (tracing.is_exporting() or tracing.is_jit_tracing())
     output, h_n, c_n, *_ = _layer(*flat, keep)
+    if keep and directions[0].weight_hr is not None and inputs.steps == 1:
+        before = any(t for t, late in zip(trains, _PROJECTIONS, strict=True) if not late)
+        return output, h_n, c_n if before else c_n.detach()
     return output, h_n, c_n

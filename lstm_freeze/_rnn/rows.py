@@ -66,7 +66,8 @@ def dense_rows(input: Tensor, batch_first: bool) -> Rows:
 
 def packed_rows(input: PackedSequence, both_directions: bool) -> Rows:
     """A PackedSequence's rows, with the order the reverse direction reads them in."""
-    data, batch_sizes = input.data.contiguous(), input.batch_sizes
+    # A copy: the caller may share the sizes' memory with others, and write to it before backward.
+    data, batch_sizes = input.data.contiguous(), input.batch_sizes.clone()
     if both_directions:
         return Rows(data, batch_sizes, reverse_rows(data, batch_sizes))
     if not is_traced(data):

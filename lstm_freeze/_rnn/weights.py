@@ -57,6 +57,11 @@ class Inputs(NamedTuple):
         """T."""
         return (self.data if self.batch_sizes is None else self.batch_sizes).shape[0]
 
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.data.shape[1] if self.batch_sizes is None else int(self.batch_sizes[0])
+
 
 class State(NamedTuple):
     """What a forward pass keeps for its backward pass.
