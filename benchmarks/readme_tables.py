@@ -20,6 +20,7 @@ from typing import Any
 from cases import EVERY, FLOOR_CASE, FORMS, FORWARD
 from console_tables import milliseconds
 from machine import in_words
+from others import MODES
 from run_summary import run_verdicts, totals
 from speed import RESULTS, ROOT
 from summary import Row, equality, shape_of, verdicts
@@ -165,6 +166,26 @@ def sample_tables(results: dict[str, Any] | None) -> str:
     return f"{drawn}\n\n{speed_tables(results)}"
 
 
+def others_table(results: dict[str, Any] | None) -> str:
+    """One row a shape and system: milliseconds of both calls."""
+    if results is None:
+        return "Not measured yet: `python benchmarks/others.py` makes it."
+    rows = results["rows"]
+    lines = [
+        [
+            shape_of(row) if row["system"] == rows[0]["system"] else "",
+            row["system"],
+            *(milliseconds(row["ms"][mode]) if mode in row["ms"] else "n/a" for mode in MODES),
+            row.get("missing") or f"{row['difference']:.0e}",
+        ]
+        for row in rows
+    ]
+    versions = dict.fromkeys(row["version"] for row in rows if "version" in row)
+    where = f"{in_words(results['machine'])}; {', '.join(versions)}. Rounds: {results['rounds']}."
+    header = ["B, T, I, H, L", "", *(f"{mode}, ms" for mode in MODES), "from nn.LSTM's output"]
+    return f"{where}\n\n{_markdown(header, lines)}"
+
+
 def cuda_tables(results: dict[str, Any] | None) -> str:
     """The table beside cuDNN, or that there is none yet."""
     if results is None:
@@ -184,6 +205,7 @@ PAGES: dict[Path, Page] = {
         ("speed", "speed.json", speed_tables),
         ("runs", "gradual_run.json", run_tables),
         ("sample", "sample/speed.json", sample_tables),
+        ("others", "others.json", others_table),
         ("cuda", "cuda/speed.json", cuda_tables),
     ),
     DOCS / "distributed.md": (

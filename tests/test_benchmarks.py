@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cases
 import gemm_floor
+import other_systems
 import pytest
 import readme_tables
 import run_summary
@@ -396,6 +397,24 @@ def test_speed_runs_as_a_script(tmp_path):
     assert "geometric means over the shapes" in done.stdout
     for name in ("speed.png", "growth.png"):
         assert 1000 < (tmp_path / name).stat().st_size < 150_000
+
+
+@pytest.mark.slow
+def test_other_systems_are_measured_or_said_to_be_missing(tmp_path):
+    done = run_script("others.py", "--out", str(tmp_path / "others.json"))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "others.json").read_text())
+    rows = {row["system"]: row for row in results["rows"]}
+    assert list(rows) == list(other_systems.SYSTEMS)
+    for row in rows.values():
+        if "missing" in row:
+            assert row["missing"].startswith("not installed: ")
+        else:
+            assert row["difference"] < 1e-4
+            assert row["ms"]["forward"] > 0
+    assert set(rows["BiLSTM"]["ms"]) == {"forward", "training step"}
+    written = readme_tables.others_table(results)
+    assert all(f"| {name} |" in written for name in rows)
 
 
 @pytest.mark.slow
