@@ -7,6 +7,7 @@ there is no number to pack by: rows then stay dense and are masked (see `masked`
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ def as_lengths(lengths: Any, batch: int) -> Tensor:
         ValueError: They are not one integer for each sequence.
     """
     if not isinstance(lengths, Tensor):
-        found = torch.tensor(_integers(lengths), dtype=torch.int64, device="cpu")
+        found = _on_host(_integers(lengths))
     elif lengths.dim() != 1:
         raise ValueError(
             f"`lengths` must be 1-D, one integer for each sequence, got {lengths.dim()}-D of shape "
@@ -95,15 +96,17 @@ def _integers(lengths: Any) -> list[int]:
     return found
 
 
-def _check_range(lengths: Tensor, steps: int) -> None:
-    """Raises where a length, on the CPU, is not one of 1..T."""
-    wrong = ((lengths < 1) | (lengths > steps)).nonzero()
-    if len(wrong):
-        index = int(wrong[0])
-        raise ValueError(
-            f"`lengths` must be between 1 and the input's {steps} steps, got "
-            f"lengths[{index}] = {int(lengths[index])}"
-        )
+def _check_range(lengths: Sequence[int], steps: int) -> None:
+    for index, length in enumerate(lengths):
+        if not 1 <= length <= steps:
+            raise ValueError(
+                f"`lengths` must be between 1 and the input's {steps} steps, got "
+                f"lengths[{index}] = {length}"
+            )
+
+
+def _on_host(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor(lengths, dtype=torch.int64, device="cpu")
 
 
 def padded_rows(
@@ -130,11 +133,8 @@ def masked_rows(input: Tensor, lengths: Tensor, batch_first: bool) -> Rows:
     """
     data = dense_rows(input, batch_first).data
     if not is_fake(lengths):
-        try:
-            known = lengths.to("cpu").tolist()
-        except RuntimeError:  # torch.func.vmap: each stands for several
-            known = []
-        _check_range(torch.tensor(known, dtype=torch.int64, device="cpu"), data.shape[0])
+        with contextlib.suppress(RuntimeError):  # torch.func.vmap: each stands for several
+            _check_range(lengths.tolist(), data.shape[0])
     lengths = lengths.to(data.device)
     runs = torch.arange(data.shape[0], device=data.device)[:, None] < lengths
     return Rows(data.where(runs[..., None], 0), lengths=lengths)
@@ -154,9 +154,9 @@ def _places(padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor,
     B, T = _sizes(padded, batch_first)
     if T == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN, got 0")
-    lengths = lengths.to("cpu", torch.int64)
-    _check_range(lengths, T)
-    return _on_device(_places_of(lengths, T, B, batch_first), padded.device)
+    known = lengths.tolist()
+    _check_range(known, T)
+    return _on_device(_places_of(_on_host(known), T, B, batch_first), padded.device)
 
 
 def _sizes(padded: Tensor, batch_first: bool) -> tuple[int, int]:
