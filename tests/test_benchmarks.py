@@ -444,6 +444,14 @@ def test_overheads_run_as_scripts(script, said):
 
 
 @pytest.mark.slow
+def test_padded_runs_as_a_script():
+    done = run_script("padded.py")
+    assert done.returncode == 0, done.stderr
+    for said in ("times packed", "times by hand", "forward only", "and the input", "0.0e+00"):
+        assert said in done.stdout
+
+
+@pytest.mark.slow
 def test_communication_runs_as_a_script(tmp_path):
     done = run_script("communication.py", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
