@@ -12,9 +12,8 @@ from ._scheduler import FreezeScheduler
 class GradualUnfreezing(FreezeScheduler):
     """Train the head first, then each epoch the next lower group of the encoder too (ULMFiT).
 
-    The groups: the head; the RNN layers from the top, both directions together; all that remains
-    of the encoder. What is neither encoder nor head stays as you set it. Everything else is as in
-    FreezeScheduler.
+    The groups: the head, then the encoder's layers from the output to the input, an RNN layer's two
+    directions together. Everything else is as in FreezeScheduler.
 
     Args:
         encoder: A target: what is unfrozen step by step.
@@ -22,6 +21,9 @@ class GradualUnfreezing(FreezeScheduler):
         every_n_epochs: The length of a phase.
         check: When to compare all that is frozen: "step", "epoch" or None; see FreezeScheduler.
         advance: A Plateau, to begin the next phase when a metric has stopped improving.
+        groups: The model's layers as you see them, input side first and the head last, in place of
+            `encoder` and `head`: a list of targets for each.
+        rest: What is in no layer: `"leave"` it as you set it, or `"freeze"` it.
 
     Examples:
         >>> GradualUnfreezing(encoder="model.encoder", head="model.head").state_key
@@ -36,10 +38,17 @@ class GradualUnfreezing(FreezeScheduler):
         *,
         check: str | None = "step",
         advance: Plateau | None = None,
+        groups: list[list[str]] | None = None,
+        rest: str = "leave",
     ) -> None:
         """Check the arguments."""
         every = as_integer(every_n_epochs, "every_n_epochs", least=1)
         recipe = FreezeSchedule.recipe(
-            "gradual_unfreezing", encoder=encoder, head=head, every=every
+            "gradual_unfreezing",
+            encoder=encoder,
+            head=head,
+            every=every,
+            **({} if groups is None else {"groups": groups}),
+            **({} if rest == "leave" else {"rest": rest}),
         )
         super().__init__(recipe, check=check, advance=advance)

@@ -17,6 +17,7 @@ KIND_GROUPS = {
 }
 
 _NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})_l(?P<layer>0|[1-9]\d*)(?P<reverse>_reverse)?")
+_LED = re.compile(rf"(?P<base>{_NAME.pattern})(?P<suffix>[^\d\n].*)")
 _PARAMETRIZED = re.compile(r"(?P<path>(?:.*\.)?)parametrizations\.(?P<base>[^.]+)\..+")
 _OLD_STYLE = re.compile(r"(?P<path>)(?P<base>.+)_(?:g|v|orig)")
 
@@ -61,6 +62,18 @@ def place_of(name: str) -> Place | None:
     if match is None:
         return None
     return Place(int(match["layer"]), DIRECTIONS[match["reverse"] is not None], match["kind"])
+
+
+def led_by(name: str) -> str | None:
+    """The place name that a longer name begins with: what `weight_hh_l0_raw` is named after.
+
+    >>> led_by("weight_hh_l10_reverse_raw"), led_by("weight_hh_l0"), led_by("hidden_l0")
+    ('weight_hh_l10_reverse', None, None)
+    """
+    if _NAME.fullmatch(name):
+        return None
+    match = _LED.fullmatch(name)
+    return match["base"] if match else None
 
 
 def kinds_of(bias: bool, proj: bool) -> tuple[str, ...]:

@@ -267,7 +267,7 @@ SCHEDULES = [
         ({"scaled": 1}, TypeError, "`scaled` must be a bool, got 1"),
     )),
     (lambda m, o: FreezeSchedule.recipe("thaw"), ValueError, "no recipe 'thaw'; the recipes: chain_thaw, gradual_unfreezing, linear_probing, progressive_freezing"),
-    (lambda m, o: FreezeSchedule.recipe("chain_thaw", evry=1), ValueError, "chain_thaw takes no 'evry'; its arguments: encoder, head, every, lr; did you mean \"every\"?"),
+    (lambda m, o: FreezeSchedule.recipe("chain_thaw", evry=1), ValueError, "chain_thaw takes no 'evry'; its arguments: encoder, head, every, lr, groups, rest; did you mean \"every\"?"),
     (lambda m, o: FreezeSchedule.recipe("progressive_freezing"), ValueError, "progressive_freezing needs `total`"),
     (lambda m, o: FreezeSchedule.from_yaml("no such.yaml"), FileNotFoundError, "no such.yaml"),
     (lambda m, o: S.to_yaml("no such/folder.yaml"), FileNotFoundError, "no such/folder.yaml"),

@@ -16,7 +16,7 @@ CORE = ROOT / "lstm_freeze"
 CALLBACKS = ROOT / "callbacks"
 
 _CHOICE = "layers=None, directions=None, kinds=None, exclude=None"
-_RECIPE = "model, encoder='encoder', head='head', every=1, lr=None"
+_RECIPE = "model, encoder='encoder', head='head', every=1, lr=None, *, groups=None, rest='leave'"
 
 # Names, order and defaults of the arguments are a promise to users.
 CORE_SIGNATURES = {
@@ -31,7 +31,7 @@ CORE_SIGNATURES = {
     "BiLSTM.from_lstm": "lstm",
     "BiLSTM.to_lstm": "",
     "Freeze.undo": "",
-    "FreezeSchedule": "phases, *, unit='epoch', scope='*', exclude=None",
+    "FreezeSchedule": "phases, *, unit='epoch', scope='*', exclude=None, rest='leave'",
     "FreezeSchedule.apply": "module, epoch, optimizer=None",
     "FreezeSchedule.chain_thaw": _RECIPE,
     "FreezeSchedule.from_yaml": "path",
@@ -39,7 +39,8 @@ CORE_SIGNATURES = {
     "FreezeSchedule.linear_probing": _RECIPE,
     "FreezeSchedule.preview": "model, epochs",
     "FreezeSchedule.progressive_freezing": (
-        "model, total, encoder='encoder', head='head', t0=0.8, how='cubic', scaled=True"
+        "model, total, encoder='encoder', head='head', t0=0.8, how='cubic', scaled=True, *, "
+        "groups=None, rest='leave'"
     ),
     "FreezeSchedule.to_yaml": "path",
     "FreezeSchedule.trainable_at": "epoch",
@@ -53,11 +54,13 @@ CORE_SIGNATURES = {
     "anchor": "module, optimizer, *targets, strength, exclude=None",
     "fingerprints": "module",
     "freeze": f"module, *targets, {_CHOICE}, only=False, optimizer=None, dropout='keep'",
-    "freeze_up_to": "module, layer_or_target",
+    "freeze_up_to": "module, layer_or_target, *, groups=None",
     "interpolate": "module, start, share",
     "load_changes": "module, path",
-    "param_groups": "module, lr, *, layer_decay=1.0, weight_decay=0.0, no_decay='*bias*'",
-    "replace_lstm": "model",
+    "param_groups": (
+        "module, lr, *, layer_decay=1.0, weight_decay=0.0, no_decay='*bias*', groups=None"
+    ),
+    "replace_lstm": "model, *, subclasses=False",
     "save_changes": "module, path, base",
     "select": f"module, *targets, {_CHOICE}",
     "slanted_triangular": "optimizer, total_steps, cut_frac=0.1, ratio=32",
@@ -68,7 +71,8 @@ CALLBACK_SIGNATURES = {
     "FreezeScheduler": "schedule, *, check='step', advance=None",
     "FrozenWeightsCheck": "every_n_steps=1, mode='exact'",
     "GradualUnfreezing": (
-        "encoder='encoder', head='head', every_n_epochs=1, *, check='step', advance=None"
+        "encoder='encoder', head='head', every_n_epochs=1, *, check='step', advance=None, "
+        "groups=None, rest='leave'"
     ),
     "Plateau": (
         "monitor='val_loss', mode='min', patience=2, min_delta=0.0, max_epochs_per_phase=None, "

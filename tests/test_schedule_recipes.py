@@ -41,25 +41,27 @@ def layer(module, *ks):
 
 
 HEAD = {"head.weight", "head.bias"}
-REST = {"encoder.embedding.weight", "encoder.attention.weight", "encoder.attention.bias"}
+ABOVE = {"encoder.attention.weight", "encoder.attention.bias"}
+BELOW = {"encoder.embedding.weight"}
 
 
 class TestGradualUnfreezing:
-    def test_head_then_layers_from_the_top_then_the_rest(self):
+    def test_head_then_layers_from_the_output_to_the_input(self):
         m = Model()
         schedule = FreezeSchedule.gradual_unfreezing(m)
         expected = [
             HEAD,
-            HEAD | layer(m, 2),
-            HEAD | layer(m, 2, 1),
-            HEAD | layer(m, 2, 1, 0),
-            HEAD | layer(m, 2, 1, 0) | REST,
+            HEAD | ABOVE,
+            HEAD | ABOVE | layer(m, 2),
+            HEAD | ABOVE | layer(m, 2, 1),
+            HEAD | ABOVE | layer(m, 2, 1, 0),
+            HEAD | ABOVE | layer(m, 2, 1, 0) | BELOW,
         ]
-        assert [trained(schedule, m, e) for e in range(6)] == [*expected, expected[-1]]
+        assert [trained(schedule, m, e) for e in range(7)] == [*expected, expected[-1]]
 
     def test_every(self):
         starts = [p.start for p in FreezeSchedule.gradual_unfreezing(Model(), every=3).phases]
-        assert starts == [0, 3, 6, 9, 12]
+        assert starts == [0, 3, 6, 9, 12, 15]
 
     def test_several_rnns_from_the_output(self):
         m = nn.ModuleDict(
@@ -95,10 +97,11 @@ class TestGradualUnfreezing:
     def test_everything_but_the_head_may_be_the_encoder(self):
         m = Model(layers=1)
         schedule = FreezeSchedule.gradual_unfreezing(m, encoder="*")
-        assert [trained(schedule, m, e) for e in range(3)] == [
+        assert [trained(schedule, m, e) for e in range(4)] == [
             HEAD,
-            HEAD | layer(m, 0),
-            HEAD | layer(m, 0) | REST,
+            HEAD | ABOVE,
+            HEAD | ABOVE | layer(m, 0),
+            HEAD | ABOVE | layer(m, 0) | BELOW,
         ]
 
     def test_rates_go_to_every_phase(self):

@@ -76,8 +76,11 @@ def test_preview_of_many_epochs_and_groups_fits():
 def test_preview_shows_the_scope_only():
     m = model()
     found = FreezeSchedule({0: "*"}, scope="encoder", exclude="encoder.embedding").preview(m, 3)
-    assert "head" not in found
-    assert "embedding" not in found
+    table, beside = found.split("also trains, outside the schedule: ")
+    assert "head" not in table
+    assert "embedding" not in table
+    assert "encoder.embedding, head" in beside
+    assert 'rest="freeze" freezes it but for what is in exclude=' in beside
 
 
 def test_progressive_freezing_shows_how_the_rates_go():

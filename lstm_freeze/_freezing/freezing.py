@@ -8,7 +8,19 @@ from typing import Any, SupportsIndex
 from torch import nn
 
 from .._checks import as_bool, as_module
-from .._model import Layers, Names, Target, Tree, as_targets, can_train, resolve, select_in
+from .._model import (
+    Groups,
+    Layers,
+    Names,
+    Target,
+    Tree,
+    as_groups,
+    as_targets,
+    can_train,
+    names_of_groups,
+    resolve,
+    select_in,
+)
 from .._optimizers import (
     as_optimizers,
     drop_state,
@@ -149,7 +161,9 @@ def unfreeze(
     )
 
 
-def freeze_up_to(module: nn.Module, layer_or_target: SupportsIndex | Target) -> Freeze:
+def freeze_up_to(
+    module: nn.Module, layer_or_target: SupportsIndex | Target, *, groups: Groups = None
+) -> Freeze:
     """Freeze the frozen prefix: everything registered up to and including a layer or target.
 
     The frozen prefix is the input-side part of a model below the lowest trainable layer; where
@@ -160,12 +174,15 @@ def freeze_up_to(module: nn.Module, layer_or_target: SupportsIndex | Target) -> 
         module: Any module; wrappers (DDP, torch.compile's) are looked through.
         layer_or_target: A layer of the one RNN in `module` (`0`, `-1`), or a target as in
             `select`; of several, the last registered counts.
+        groups: The model's layers in your own order, input side first, as in `param_groups`: all
+            groups up to the last one that holds something of the target are frozen. None takes
+            the order of registration.
 
     Returns:
         A handle with `.changed` and `.undo()`, also a context manager.
 
     Raises:
-        ValueError: There is no such layer or target. Nothing was changed.
+        ValueError: There is no such layer or target, or a group is wrong. Nothing was changed.
         TypeError: `layer_or_target` is neither a layer nor a target. Nothing was changed.
 
     Examples:
@@ -185,9 +202,12 @@ def freeze_up_to(module: nn.Module, layer_or_target: SupportsIndex | Target) -> 
         last = select_in(tree, layers=layer_or_target).distinct
     else:
         last = select_in(tree, (layer_or_target,)).distinct
-    in_order = [name for part in tree.parts for name in part.parameters]
-    end = max(in_order.index(name) for name in last) + 1
-    prefix = {name: tree.parameters[name] for name in in_order[:end]}
+    if groups is None:
+        in_order = [name for part in tree.parts for name in part.parameters]
+        end = max(in_order.index(name) for name in last) + 1
+        prefix = {name: tree.parameters[name] for name in in_order[:end]}
+    else:
+        prefix = _groups_up_to(tree, groups, last)
     return set_trainable(module, tree, frozen=prefix, trainable={}, warns=True)
 
 
@@ -248,6 +268,20 @@ def _read(module: nn.Module) -> Tree:
     if ddp is not None and reduces_all(ddp, tree):
         note_all(tree, tree.distinct())  # all of it trained when DDP wrapped it
     return tree
+
+
+def _groups_up_to(
+    tree: Tree, groups: Groups, last: Mapping[str, object]
+) -> dict[str, nn.Parameter]:
+    """The parameters of the groups up to the last one that holds something of `last`."""
+    names = names_of_groups(tree, as_groups(groups))
+    ends = [i for i, group in enumerate(names) if group & tree.all_names(last).keys()]
+    if not ends:
+        raise ValueError(
+            f"`layer_or_target` lies in none of the `groups`: it is {', '.join([*last][:3])}; name "
+            "it in a group"
+        )
+    return tree.distinct(set().union(*names[: ends[-1] + 1]))
 
 
 def _others(tree: Tree, chosen: Named, only: bool) -> dict[str, nn.Parameter]:

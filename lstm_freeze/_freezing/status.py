@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 from .._checks import as_module, as_one_of
 from .._model import Tree, can_train, numel, runs_fused
-from .._names import base_name, place_of
 from .._optimizers import as_optimizers
 from .constants import constants, describe
 from .holds import decider_of, hold_of, is_normalization
@@ -102,15 +101,15 @@ def _row(
     notes = []
     if state == "mixed":
         off = [n for n in parameters if not trains[n] and can_train(parameters[n])]
-        notes.append(f"frozen here: {_short(off, name)}")
+        notes.append(f"frozen here: {_short(tree, off, name)}")
     if ties:
         notes.append(f"tied: also {_some(ties)}")
     if stale:
-        notes.append(f"frozen with a stale gradient{_which(stale, whole, name)}")
+        notes.append(f"frozen with a stale gradient{_which(tree, stale, whole, name)}")
     if homeless:
-        notes.append(f"trainable but in no optimizer{_which(homeless, whole, name)}")
+        notes.append(f"trainable but in no optimizer{_which(tree, homeless, whole, name)}")
     if lazy:
-        notes.append(f"not initialised yet (lazy), counted as 0{_which(lazy, whole, name)}")
+        notes.append(f"not initialised yet (lazy), counted as 0{_which(tree, lazy, whole, name)}")
     sitting = [seat for p in parameters.values() for seat in seats.get(id(p), ())]
     return Row(
         name,
@@ -195,15 +194,15 @@ def _random_though_frozen(tree: Tree, path: str, rnn: Any) -> bool:
     return any(not {a, b} & trains and not {a, b} <= still for a, b in gaps)
 
 
-def _which(names: Sequence[str], whole: int, part: str) -> str:
-    return "" if len(names) == whole else f": {_short(names, part)}"
+def _which(tree: Tree, names: Sequence[str], whole: int, part: str) -> str:
+    return "" if len(names) == whole else f": {_short(tree, names, part)}"
 
 
-def _short(names: Iterable[str], part: str) -> str:
+def _short(tree: Tree, names: Iterable[str], part: str) -> str:
     """Names of parameters as read in the row of their part: kinds in an RNN, else relative."""
     words = []
     for name in names:
-        place = place_of(base_name(name).rpartition(".")[2]) if "[" in part else None
+        place = tree.place_of(name) if "[" in part else None
         words.append(place.kind if place else name.removeprefix(f"{part}."))
     return _some(tuple(dict.fromkeys(words)))
 

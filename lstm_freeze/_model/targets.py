@@ -9,7 +9,8 @@ from typing import Any, SupportsIndex
 
 from .._checks import did_you_mean
 from .._names import DIRECTIONS, KIND_GROUPS, KINDS, Place
-from .tree import WRAPPED_AS, Tree, within
+from .serving import without_base_layers
+from .tree import ADAPTED_AS, WRAPPED_AS, Tree, within
 
 Layers = SupportsIndex | slice | Iterable[SupportsIndex | slice] | None
 """One or several layers of an RNN, as one would index a sequence."""
@@ -64,6 +65,7 @@ def _spellings(tree: Tree, target: str) -> Iterator[str]:
         return
     yield target
     spellings = [_without(target, "|".join(WRAPPED_AS))]
+    spellings += [s for s in (_without(spellings[0], ADAPTED_AS),) if s != spellings[0]]
     while (shorter := _without(spellings[-1], "module", count=1)) != spellings[-1]:
         spellings.append(shorter)
     yield from (s for s in spellings if s or tree.wrapped)
@@ -99,7 +101,10 @@ def _paths_to(tree: Tree, name: str) -> Iterator[str]:
 
 def _by_brackets(tree: Tree, match: re.Match[str], shown: str) -> set[str]:
     path, words = match["path"], match["rest"].split(".") if match["rest"] is not None else []
-    if path in tree.modules and path not in tree.rnns:
+    rnns = [p for p in tree.rnns if path in (p, without_base_layers(p))] or [
+        *filter(_glob(path).fullmatch, tree.rnns)
+    ]
+    if path in tree.modules and not rnns:
         where = f"{quote(path)} is" if path else "the module itself is"
         raise ValueError(
             f"{shown}: {where} a {type(tree.modules[path]).__name__}, and brackets belong to "
@@ -117,7 +122,7 @@ def _by_brackets(tree: Tree, match: re.Match[str], shown: str) -> set[str]:
     index = _parse_index(match["index"], shown)
     found: set[str] = set()
     missing = None
-    for rnn in filter(_glob(path).fullmatch, tree.rnns):
+    for rnn in rnns:
         try:
             found |= in_rnn(tree, rnn, index, direction, kind, shown)
         except ValueError as error:

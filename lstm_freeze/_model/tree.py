@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import torch
 from torch import nn
 
-from .._names import DIRECTIONS, Place, base_name, place_of
+from .._names import Place
+from .cells import cells_of, stacks_of
+from .parts import Part as Part
+from .parts import parts_of
+from .serving import Serving, is_rnn
+from .serving import join as join
+from .serving import within as within
 
-RNN_MODES = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
 # By torch.compile, FSDP, activation checkpointing and Lightning's Fabric.
 WRAPPED_AS = (
     "_orig_mod",
@@ -20,13 +24,42 @@ WRAPPED_AS = (
     "_checkpoint_wrapped_module",
     "_forward_module",
 )
+# By adapter packages (PEFT).
+ADAPTED_AS = r"base_model(?:\.model)?"
 
 
 def inner_name(module: nn.Module) -> str | None:
-    """The name under which a wrapper (DDP, torch.compile's, ...) holds the module it wraps."""
+    """The name under which a wrapper (DDP, torch.compile's, PEFT's) holds the module it wraps."""
+    return wrapped_name(module) or _adapted_name(module)
+
+
+def wrapped_name(module: nn.Module) -> str | None:
+    """As `inner_name`, for the wrappers that hold on to what they found in the module."""
     if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return "module"
     return next((name for name in WRAPPED_AS if name in module._modules), None)
+
+
+def _adapted_name(module: nn.Module) -> str | None:
+    """The name under which an adapter package (PEFT) holds the model that it adapts.
+
+    A model that has nothing but a `base_model` that has nothing but a `model`; or the inner one of
+    the two alone, which only the package's own class tells from a user's.
+    """
+    if (base := _only_child(module, "base_model")) and _only_child(base, "model"):
+        return "base_model.model"
+    ours = any(kind.__module__.partition(".")[0] == "peft" for kind in type(module).__mro__)
+    return "model" if ours and _only_child(module, "model") else None
+
+
+def _only_child(module: nn.Module, name: str) -> nn.Module | None:
+    """The child of this name, where it holds all of a module's parameters and buffers."""
+    if module._parameters or module._buffers:
+        return None
+    others = (m for n, m in module._modules.items() if n != name and m is not None)
+    if any(next(m.parameters(), next(m.buffers(), None)) is not None for m in others):
+        return None
+    return module._modules.get(name)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -34,13 +67,6 @@ def unwrap(module: nn.Module) -> nn.Module:
     while (name := inner_name(module)) is not None:
         module = module.get_submodule(name)
     return module
-
-
-def is_rnn(module: nn.Module) -> bool:
-    """Whether a module keeps its parameters as nn.RNNBase does (BiLSTM, nn.LSTM, GRU, RNN)."""
-    # A model may keep `mode` and `num_layers` as settings of its own: the names decide.
-    names = (*module._parameters.keys(), *getattr(module, "parametrizations", ()))
-    return getattr(module, "mode", None) in RNN_MODES and any(map(place_of, names))
 
 
 # Where nn.LSTM is one call of a vendor's library, which beats any loop over time steps.
@@ -91,26 +117,6 @@ def rewrite(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
                 held[name] = parameter
 
 
-def join(path: str, name: str) -> str:
-    """`path.name`, or just the one of them that is not empty."""
-    return f"{path}.{name}" if path and name else path or name
-
-
-def within(name: str, path: str) -> bool:
-    """Whether a name lies in the subtree of a module path ("" is the root)."""
-    return not path or name == path or name.startswith(path + ".")
-
-
-def _by_child(names: Iterable[str], path: str) -> dict[str, list[str]]:
-    """The names below a module path, by the child they lie in."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        if name != path and within(name, path):
-            own = name[len(path) + 1 :] if path else name
-            found.setdefault(join(path, own.split(".")[0]), []).append(name)
-    return found
-
-
 def numel(parameter: nn.Parameter) -> int:
     """The number of elements; 0 for a lazy parameter that has no shape yet."""
     return 0 if nn.parameter.is_lazy(parameter) else parameter.numel()
@@ -121,20 +127,11 @@ def can_train(parameter: nn.Parameter) -> bool:
     return parameter.is_floating_point() or parameter.is_complex()
 
 
-@dataclass(frozen=True)
-class Part:
-    """What is frozen, listed and given a learning rate as one: an RNN layer's direction, a block.
-
-    Attributes:
-        name: `encoder.lstm[0].forward`, `encoder.embedding`, ...
-        depth: 0 for the last registered part (the head), rising towards the input; the two
-            directions of an RNN layer share one.
-        parameters: Name to parameter; every parameter of a model is in exactly one part.
-    """
-
-    name: str
-    depth: int
-    parameters: Mapping[str, nn.Parameter]
+def _is_copy(owner: nn.Module, name: str, tensor: torch.Tensor) -> bool:
+    """Whether a tensor among the parameters was computed from one, as old weight drop leaves it."""
+    if isinstance(tensor, nn.Parameter):
+        return False
+    return not tensor.is_leaf or (is_rnn(owner) and not tensor.requires_grad)
 
 
 class Tree:
@@ -150,33 +147,47 @@ class Tree:
             join(path, name): parameter
             for path, owner in self.modules.items()
             for name, parameter in owner._parameters.items()
-            if parameter is not None
+            if parameter is not None and not _is_copy(owner, name, parameter)
         }
         self.rnns: dict[str, nn.Module] = {p: m for p, m in self.modules.items() if is_rnn(m)}
 
-    def places(self, rnn_path: str) -> dict[str, Place]:
-        """Full name -> place, for the parameters of one RNN that have a place."""
-        relative = {
-            name: name[len(rnn_path) + 1 :] if rnn_path else name
-            for name in self.parameters
-            if within(name, rnn_path)
-        }
-        return {name: p for name, rel in relative.items() if (p := place_of(rel)) is not None}
+    @cached_property
+    def cells(self) -> dict[str, nn.Module]:
+        """Path -> module that runs one step or one layer of a recurrence, and is no RNN of torch's.
+
+        nn.LSTMCell and the like, and recurrent layers of the user's own that stand in a stack.
+        """
+        return cells_of(self.modules, self.rnns, stacks_of(self.modules))
 
     @cached_property
-    def served(self) -> dict[str, str]:
-        """Name -> path of the tensor it serves, for parametrised (also old-style) parameters."""
-        bases = {name: base_name(name) for name in self.parameters}
-        return {n: base for n, base in bases.items() if base != n and self._is_tensor(base)}
+    def _serving(self) -> Serving:
+        return Serving(self.modules, self.parameters, self.rnns)
 
-    def _is_tensor(self, path: str) -> bool:
-        # A parameter may be called `w_v` though no weight norm made it out of a `w`.
-        owner_path, _, name = path.rpartition(".")
-        owner = self.modules.get(owner_path)
-        return owner is not None and (
-            name in getattr(owner, "parametrizations", ())
-            or isinstance(vars(owner).get(name), torch.Tensor)
-        )
+    @cached_property
+    def _places(self) -> dict[str, dict[str, Place]]:
+        found: dict[str, dict[str, Place]] = {path: {} for path in self.rnns}
+        for name, (path, place) in self._serving.seats.items():
+            found[path][name] = place
+        return found
+
+    def places(self, rnn_path: str) -> dict[str, Place]:
+        """Full name -> place, for the parameters that serve one RNN, also from around it."""
+        return self._places[rnn_path]
+
+    def rnn_of(self, name: str) -> str | None:
+        """The path of the RNN that a parameter serves; None where it serves none."""
+        seat = self._serving.seats.get(name)
+        return seat[0] if seat else None
+
+    def place_of(self, name: str) -> Place | None:
+        """The place of a parameter in the RNN that it serves; None where it serves none."""
+        seat = self._serving.seats.get(name)
+        return seat[1] if seat else None
+
+    @property
+    def served(self) -> dict[str, str]:
+        """Name -> path of the tensor it serves, where that is not its own name."""
+        return self._serving.tensors
 
     def distinct(self, names: Iterable[str] | None = None) -> dict[str, nn.Parameter]:
         """First name -> parameter, each parameter once, in registration order."""
@@ -195,45 +206,4 @@ class Tree:
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """The parts, input side first; tied parameters belong to the first that has them."""
-        left = self.distinct()
-        found: list[tuple[str, str, dict[str, nn.Parameter]]] = []
-        for name, level, names in self._split(""):
-            if own := {n: left.pop(n) for n in names if n in left}:
-                found.append((name, level, own))
-        levels = list(dict.fromkeys(level for _, level, _ in found))
-        return tuple(
-            Part(name, len(levels) - 1 - levels.index(level), own) for name, level, own in found
-        )
-
-    def _split(self, path: str) -> Iterator[tuple[str, str, list[str]]]:
-        """(part name, level, parameter names); parts of one level have the same depth."""
-        if path in self.rnns:
-            yield from self._split_rnn(path)
-            return
-        module = self.modules[path]
-        below = (join(path, name) for name, _ in module._modules.items())
-        children = [child for child in below if child in self.modules]
-        if not children:
-            yield path or type(module).__name__, path, list(self.parameters)
-            return
-        for name, _ in module._parameters.items():
-            yield (own := join(path, name)), own, [own]
-        names = _by_child(self.parameters, path)
-        holding_rnns = _by_child(self.rnns, path)
-        for child in children:
-            if child in holding_rnns:
-                yield from self._split(child)
-            else:
-                yield child, child, names.get(child, [])
-
-    def _split_rnn(self, path: str) -> Iterator[tuple[str, str, list[str]]]:
-        places = self.places(path)
-        seats = sorted({(p.layer, DIRECTIONS.index(p.direction)) for p in places.values()})
-        for layer, direction in seats:
-            yield (
-                f"{path}[{layer}].{DIRECTIONS[direction]}",
-                f"{path}[{layer}]",
-                [n for n, p in places.items() if p[:2] == (layer, DIRECTIONS[direction])],
-            )
-        if others := [n for n in self.parameters if within(n, path) and n not in places]:
-            yield path or type(self.root).__name__, path, others
+        return parts_of(self)

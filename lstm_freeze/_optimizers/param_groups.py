@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .._checks import as_integer, as_module, as_number
-from .._model import Target, Tree, as_targets, can_train, resolve
+from .._model import Groups, Target, Tree, as_targets, can_train, grouped_parts, resolve
 from .state import as_optimizers
 
 
@@ -22,6 +22,7 @@ def param_groups(
     layer_decay: float = 1.0,
     weight_decay: float = 0.0,
     no_decay: Target = "*bias*",
+    groups: Groups = None,
 ) -> list[dict[str, Any]]:
     """List optimizer groups per layer, with discriminative learning rates.
 
@@ -36,17 +37,23 @@ def param_groups(
         lr: Learning rate of the last registered part, the head.
         layer_decay: Factor from one depth to the next towards the input, in (0, 1]: the rate is
             `lr * layer_decay**depth`. The head has depth 0; RNN layers count one each, their two
-            directions share one. `1 / 2.6` is ULMFiT's (Howard & Ruder 2018, arXiv 1801.06146).
+            directions share one; so do all parts of one layer of a stack, and a module's
+            own parameters. `1 / 2.6` is ULMFiT's (Howard & Ruder 2018, arXiv 1801.06146).
         weight_decay: Weight decay of all but `no_decay`.
         no_decay: Targets (see `select`) that get no weight decay, in groups of their own named
             `... (no decay)`; other than elsewhere they may match nothing. None: all decay.
             Without weight decay nothing is split.
+        groups: The model's layers as you see them, input side first: a target or a list of targets
+            for each, as in `[["embeddings"], ["net.0"], ["net.1"], ["head"]]`. The depth is then
+            counted in these groups; together they must hold every parameter, and one that several
+            name is in the first of them. None takes the order of registration.
 
     Returns:
         Groups for any optimizer of torch.optim: dicts of `name`, `params`, `lr`, `weight_decay`.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: A number is out of its range, a group names nothing, or the groups leave a
+            parameter out.
         TypeError: An argument is of another type than named above.
 
     Examples:
@@ -64,8 +71,8 @@ def param_groups(
         raise ValueError("`layer_decay` must be more than 0, got 0; ULMFiT's is 1 / 2.6")
     tree = Tree(module)
     spared = _spared(tree, no_decay)
-    groups: list[dict[str, Any]] = []
-    for part in tree.parts:
+    found: list[dict[str, Any]] = []
+    for part in tree.parts if groups is None else grouped_parts(tree, groups):
         rate = lr * float(layer_decay) ** part.depth
         decaying, rest = _split(part.parameters, spared if weight_decay else frozenset())
         for name, params, decay in (
@@ -73,8 +80,8 @@ def param_groups(
             (f"{part.name} (no decay)", rest, 0.0),
         ):
             if params:
-                groups.append({"name": name, "params": params, "lr": rate, "weight_decay": decay})
-    return groups
+                found.append({"name": name, "params": params, "lr": rate, "weight_decay": decay})
+    return found
 
 
 def slanted_triangular(

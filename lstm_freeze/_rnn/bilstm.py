@@ -129,11 +129,15 @@ class BiLSTM(nn.Module):
             remedy = " (a subclass may do more than nn.LSTM)" if isinstance(lstm, nn.LSTM) else ""
             raise TypeError(f"lstm must be an nn.LSTM, got {type(lstm).__name__}{remedy}")
         target = cls.__new__(cls)
-        nn.Module.__init__(target)
-        target.dropout_off_layers = set()
-        target.prefix_cache = None
-        memory.keep_for(target)
+        target.begin_empty()
         return adopt(target, lstm, share_hooks, skip=("mode",))
+
+    def begin_empty(self) -> None:
+        """Begins as a module without content, for `adopt` to fill."""
+        nn.Module.__init__(self)
+        self.dropout_off_layers = set()
+        self.prefix_cache = None
+        memory.keep_for(self)
 
     def to_lstm(self) -> nn.LSTM:
         """Makes an nn.LSTM of this module, with the same Parameter objects.

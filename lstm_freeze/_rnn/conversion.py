@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .._checks import as_module
-from .._model import inner_name
+from .._checks import as_bool, as_module
+from .._model import Tree, wrapped_name
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -65,13 +65,19 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def swap_lstms(
-    model: nn.Module, convert: Callable[[nn.LSTM], nn.Module], stacklevel: int
+    model: nn.Module,
+    convert: Callable[[nn.LSTM], nn.Module],
+    done: type[nn.Module],
+    subclasses: bool,
+    stacklevel: int,
 ) -> tuple[str, ...]:
     """Puts `convert(lstm)` in the place of every nn.LSTM inside `model`; returns their paths.
 
-    A module that stands in several places is converted once.
+    A module that stands in several places is converted once. What is a `done` already is passed
+    over, and so are subclasses of nn.LSTM, with a warning, unless they are asked for.
     """
     as_module(model, "model")
+    as_bool(subclasses, "subclasses")
     if isinstance(model, nn.LSTM):
         raise ValueError(
             "model must contain nn.LSTM modules, got an nn.LSTM itself, which cannot be replaced "
@@ -79,34 +85,54 @@ def swap_lstms(
         )
     _refuse_wrapped(model)
     places: dict[str, tuple[nn.Module, str, nn.LSTM]] = {}
-    subclassed: dict[str, str] = {}
+    left: dict[str, nn.LSTM] = {}
     for path, parent in model.named_modules(remove_duplicate=False):
         for name, child in parent._modules.items():
-            if not isinstance(child, nn.LSTM):
+            if not isinstance(child, nn.LSTM) or isinstance(child, done):
                 continue
             child_path = f"{path}.{name}" if path else name
-            if is_plain(child, nn.LSTM):
+            if subclasses or is_plain(child, nn.LSTM):
                 places[child_path] = parent, name, child
             else:
-                subclassed[child_path] = type(child).__name__
-    converted: dict[nn.LSTM, nn.Module] = {}
+                left[child_path] = child
+    converted = {lstm: convert(lstm) for _, _, lstm in places.values()}
     for parent, name, lstm in places.values():
-        if lstm not in converted:
-            converted[lstm] = convert(lstm)
         parent._modules[name] = converted[lstm]
-    for path, kind in subclassed.items():
+    for path, lstm in left.items():
         warnings.warn(
-            f"{path!r} is a {kind}, a subclass of nn.LSTM that may do more than nn.LSTM: left as "
-            "it is; put a BiLSTM there by hand if its forward is nn.LSTM's",
+            f"{path!r} is a {type(lstm).__name__}, a subclass of nn.LSTM that may do more than "
+            "nn.LSTM: left as it is; replace_lstm(model, subclasses=True) replaces nn.LSTM's part "
+            "of it and keeps what it adds",
             stacklevel=stacklevel,
         )
+    if not places and not left:
+        _say_what_there_is(model, done, stacklevel + 1)
     return tuple(places)
+
+
+def _say_what_there_is(model: nn.Module, done: type[nn.Module], stacklevel: int) -> None:
+    """Warns that there was nothing to replace; not where all is replaced already."""
+    tree = Tree(model)
+    if any(isinstance(rnn, done) for rnn in tree.rnns.values()):
+        return
+    found = {**tree.rnns, **tree.cells}
+    listed = [f"{path!r} ({type(module).__name__})" for path, module in found.items()]
+    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+    saw = (
+        f"there are {', '.join(listed[:5])}{more}, which stay as they are"
+        if found
+        else ("nor any other RNN")
+    )
+    warnings.warn(
+        f"replace_lstm replaced nothing: there is no nn.LSTM in this {type(model).__name__}; {saw}",
+        stacklevel=stacklevel,
+    )
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
     for path, module in model.named_modules():
         where = f"model.{path}" if path else "model"
-        if inner_name(module) is not None:
+        if wrapped_name(module) is not None:
             raise ValueError(
                 f"model must not be wrapped yet, but {where} is a {type(module).__name__}, which "
                 "already holds on to the nn.LSTM modules: call replace_lstm before wrapping"

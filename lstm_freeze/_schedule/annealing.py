@@ -57,12 +57,10 @@ class Annealing:
 
     def description(self, scope: tuple[str, ...]) -> dict[str, Any]:
         """The rule as plain types: the recipe's arguments, and the layers that were found."""
-        encoder, head = scope
         return {
             "recipe": "progressive_freezing",
             "total": self.total,
-            "encoder": encoder,
-            "head": head,
+            "scope": list(scope),
             "t0": self.t0,
             "how": self.how,
             "scaled": self.scaled,

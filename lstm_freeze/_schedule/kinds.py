@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec
 
-from .._checks import as_integer, did_you_mean
+from .._checks import as_integer, as_one_of, did_you_mean
+from .._model import as_groups
 from .annealing import Annealing
 from .phase import Phase
 
@@ -77,9 +78,15 @@ class RecipeKind:
         return mistakes
 
     def scope(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-        """What the schedule decides about: encoder and head."""
+        """What the schedule decides about: encoder and head, or the user's own groups."""
         given = {**self.defaults, **arguments}
+        if (groups := given.get("groups")) is not None:
+            return tuple(target for group in as_groups(groups) for target in group)
         return given["encoder"], given["head"]
+
+    def rest(self, arguments: Mapping[str, Any]) -> str:
+        """What is done with all else: "leave" or "freeze"."""
+        return str({**self.defaults, **arguments}.get("rest", "leave"))
 
 
 KINDS: dict[str, RecipeKind] = {}
@@ -143,7 +150,7 @@ class RecipeMethod(Generic[P]):
         def method(*args: P.args, **kwargs: P.kwargs) -> FreezeSchedule:
             made = outline(*args, **kwargs)
             arguments = signature.bind(*args, **kwargs).arguments
-            return owner.from_outline(made, kind.scope(arguments))
+            return owner.from_outline(made, kind.scope(arguments), kind.rest(arguments))
 
         return method
 
@@ -155,6 +162,16 @@ def as_part(value: Any, argument: str) -> str:
     if not value:
         raise ValueError(f"`{argument}` must name a part of the module, got ''")
     return value
+
+
+def as_own_layers(value: Any, argument: str) -> list[list[str]] | None:
+    """The user's own groups, as plain lists; None where there are none."""
+    return None if value is None else [list(group) for group in as_groups(value, argument)]
+
+
+def as_rest(value: Any, argument: str) -> str:
+    """What is done with what is outside the scope."""
+    return str(as_one_of(value, argument, ("leave", "freeze")))
 
 
 def as_length(value: Any, argument: str) -> int:

@@ -1,24 +1,78 @@
-"""What recipes see of a model: encoder and head, and the encoder's layers in their order."""
+"""What recipes see of a model: the head, and the other layers in their order."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import nn
 
 from .._checks import as_module
 from .._freezing import unnamed
-from .._model import Tree, quote, resolve, within
+from .._model import (
+    Groups,
+    Tree,
+    as_groups,
+    names_of_groups,
+    quote,
+    resolve,
+    rnns_there_are,
+    within,
+)
 
 Layer = tuple[str, ...]  # the targets that name it
 
 
-def encoder_of(model: nn.Module, encoder: str, head: str) -> tuple[Tree, set[str]]:
-    """The model's tree, and the names of the encoder's parameters without the head's.
+@dataclass(frozen=True)
+class Layers:
+    """The layers of a model, each as the targets that name it.
+
+    Attributes:
+        below: The layers below the head, input side first; an RNN layer's directions are one.
+        head: The head.
+        whole: Everything.
+    """
+
+    below: tuple[Layer, ...]
+    head: Layer
+    whole: Layer
+
+
+def layers_of(model: nn.Module, encoder: str, head: str, groups: Groups = None) -> Layers:
+    """The model's layers: those of encoder and head, or the user's own groups.
 
     Raises:
-        ValueError: One of the two names nothing, or the head holds all of the encoder.
+        ValueError: Something names nothing, the head holds all of the encoder, or groups are given
+            beside encoder and head.
         TypeError: `model` is no module.
     """
     tree = Tree(as_module(model, "model"))
+    if groups is None:
+        inside = _encoder_of(tree, encoder, head)
+        return Layers(tuple(_layers_in(tree, inside)), (head,), (head, encoder))
+    if (encoder, head) != ("encoder", "head"):
+        raise ValueError(
+            "`groups` names all layers, the head last, so encoder= and head= cannot stand beside "
+            "it; leave them out"
+        )
+    *below, top = _own_layers(tree, as_groups(groups))
+    return Layers(tuple(below), top, tuple(t for layer in (top, *below) for t in layer))
+
+
+def _own_layers(tree: Tree, groups: tuple[Layer, ...]) -> list[Layer]:
+    """The user's groups; where some overlap, what each has for itself."""
+    if len(groups) < 2:
+        raise ValueError(
+            f"`groups` must be at least two, the head last, got {[list(g) for g in groups]}"
+        )
+    found = []
+    for targets, names in zip(groups, names_of_groups(tree, groups), strict=True):
+        named = set().union(*(resolve(tree, target) for target in targets))
+        found.append(targets if named == names else _targets_of(tree, names))
+    return found
+
+
+def _encoder_of(tree: Tree, encoder: str, head: str) -> set[str]:
+    """The names of the encoder's parameters without the head's."""
     mistakes, names = [], []
     for argument, target in (("encoder", encoder), ("head", head)):
         try:
@@ -26,49 +80,63 @@ def encoder_of(model: nn.Module, encoder: str, head: str) -> tuple[Tree, set[str
         except ValueError as error:
             mistakes.append(str(error))
     if mistakes:
-        raise ValueError("; and ".join(mistakes))
+        raise ValueError("; and ".join(mistakes) + _proposal(tree))
     if not (inside := names[0] - names[1]):
         raise ValueError(
             f"head={quote(head)} holds all of encoder={quote(encoder)}; name two different parts"
         )
-    return tree, inside
+    return inside
 
 
-def rnn_layers(tree: Tree, inside: set[str]) -> list[tuple[str, set[str]]]:
-    """(target, names) of every RNN layer that is at least partly in the encoder, input first."""
-    found = []
-    for path in tree.rnns:
-        places = tree.places(path)
-        for layer in sorted({place.layer for place in places.values()}):
-            names = {name for name, place in places.items() if place.layer == layer}
-            if names & inside:
-                found.append((f"{path}[{layer}]", names))
-    return found
+def _proposal(tree: Tree) -> str:
+    """What there is to name, and a line to copy."""
+    last = {name for part in tree.parts if part.depth == 0 for name in part.parameters}
+    if not tree.parts or tree.parts[0].depth == 0:
+        return f"; {rnns_there_are(tree)}, and there is no part above or below to be the other"
+    targets = _targets_of(tree, last)
+    listed = ", ".join(map(quote, targets))
+    found = f"; {rnns_there_are(tree)}; the last part that was registered: {listed}"
+    if len(targets) > 1 or any(tree.rnn_of(name) is not None for name in last):
+        return f"{found}; the head comes before it here, so name both yourself, or give groups="
+    return f'{found}; to copy: encoder="*", head={listed}'
 
 
-def all_layers(tree: Tree, inside: set[str]) -> list[Layer]:
+def _layers_in(tree: Tree, inside: set[str]) -> list[Layer]:
     """The targets of each layer of the encoder, input first; an RNN layer's directions together."""
-    of_rnns = rnn_layers(tree, inside)
     # A constant (an embedding made with freeze=True) is no layer to train; an RNN's layer is named.
     constants = {*unnamed(tree, [{name: tree.parameters[name] for name in inside}])}
-    constants -= {name for _, layer in of_rnns for name in layer}
+    constants = {name for name in constants if tree.rnn_of(name) is None}
     by_depth: dict[int, set[str]] = {}
     for part in tree.parts:
         if names := ({*part.parameters} & inside) - constants:
             by_depth.setdefault(part.depth, set()).update(names)
-    layers: list[Layer] = []
-    for names in by_depth.values():
-        targets = [target for target, layer in of_rnns if names <= layer]
-        layers.append(tuple(targets) or _fewest_targets(tree, names))
-    return layers
+    return [_targets_of(tree, names) for names in by_depth.values()]
 
 
-def _fewest_targets(tree: Tree, names: set[str]) -> Layer:
-    """The topmost modules and the parameters that hold these names and nothing else."""
+def _rnn_layer_of(tree: Tree, name: str) -> tuple[str, set[str]] | None:
+    """(target, names) of the RNN layer that a parameter serves."""
+    path, place = tree.rnn_of(name), tree.place_of(name)
+    if path is None or place is None:
+        return None
+    names = {n for n, other in tree.places(path).items() if other.layer == place.layer}
+    return f"{path}[{place.layer}]", names
+
+
+def _targets_of(tree: Tree, names: set[str]) -> Layer:
+    """The fewest targets that name these parameters and nothing else."""
+    first = next((n for n in tree.parameters if n in names), "")
+    if (alone := _rnn_layer_of(tree, first)) and names <= alone[1]:
+        return (alone[0],)
     wanted = set(tree.all_names(names))
-    owners: dict[str, None] = {}
+    whole = [p for p in tree.modules if p and _below(tree, p) and _below(tree, p) <= wanted]
+    targets: dict[str, None] = {}
     for name in (n for n in tree.parameters if n in wanted):
-        paths = (p for p in tree.modules if p and within(name, p))
-        whole = (p for p in paths if {n for n in tree.parameters if within(n, p)} <= wanted)
-        owners[min(whole, key=len, default=name)] = None
-    return tuple(owners)
+        target = min((p for p in whole if within(name, p)), key=len, default=name)
+        if target == name and (layer := _rnn_layer_of(tree, name)) and layer[1] <= wanted:
+            target = layer[0]
+        targets[target] = None
+    return tuple(targets)
+
+
+def _below(tree: Tree, path: str) -> set[str]:
+    return {name for name in tree.parameters if within(name, path)}

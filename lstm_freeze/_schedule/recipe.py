@@ -61,6 +61,11 @@ class Recipe:
         return self.kind.scope(self.arguments)
 
     @property
+    def rest(self) -> str:
+        """What is done with what is outside the scope: "leave" or "freeze"."""
+        return self.kind.rest(self.arguments)
+
+    @property
     def exclude(self) -> tuple[str, ...]:
         """The targets in the scope that it will leave alone."""
         return ()
@@ -73,7 +78,7 @@ class Recipe:
             TypeError: `model` is no module.
         """
         outline = self.kind.outline(model, **self.arguments)
-        return self._schedule_class.from_outline(outline, self.scope)
+        return self._schedule_class.from_outline(outline, self.scope, self.rest)
 
     def apply(self, module: nn.Module, epoch: float, optimizer: Any = None) -> Freeze:
         """As `FreezeSchedule.apply`, with the phases that follow from the module."""

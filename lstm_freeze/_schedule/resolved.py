@@ -91,6 +91,13 @@ class ResolvedSchedule:
         return {name: p for phase in self.phases[::-1] for name, p in phase.train.items()}
 
     @property
+    def also_trained(self) -> Named:
+        """Name -> parameter that trains now and that the schedule leaves alone."""
+        inside = {id(p) for p in (*self.phases[0].train.values(), *self.phases[0].frozen.values())}
+        distinct = self._tree.distinct()
+        return {n: p for n, p in distinct.items() if p.requires_grad and id(p) not in inside}
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """The parts of the module, input side first."""
         return self._tree.parts

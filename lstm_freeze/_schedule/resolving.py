@@ -22,7 +22,7 @@ def resolve_schedule(
     """Find the parameters of every phase; also everything that is wrong, in words."""
     tree = Tree(module)
     names, mistakes = _scope(tree, schedule)
-    inside = tree.distinct(names)
+    inside = tree.distinct(names if schedule.rest == "leave" else _all_but_excluded(tree, schedule))
     constants = _constants(tree, schedule, names)
     left = {id(p) for p in constants.values()}
     phases = []
@@ -37,6 +37,10 @@ def resolve_schedule(
                 group_of.setdefault(id(tree.parameters[name]), index)
     found = ResolvedSchedule(module, tree, schedule, phases, group_of, constants)
     return found, list(dict.fromkeys(mistakes))
+
+
+def _all_but_excluded(tree: Tree, schedule: FreezeSchedule) -> set[str]:
+    return {*tree.parameters} - _union(tree, schedule.exclude, "exclude=", [])
 
 
 def _constants(tree: Tree, schedule: FreezeSchedule, names: set[str]) -> Named:

@@ -15,7 +15,7 @@ from .._model import Target, as_targets
 from .._optimizers import as_optimizers
 from . import recipes as recipes  # it fills KINDS
 from .annealing import Annealing
-from .kinds import KINDS, Outline, RecipeMethod, kind_of
+from .kinds import KINDS, Outline, RecipeMethod, as_rest, kind_of
 from .phase import Phase, as_phases, described, raise_all
 from .recipe import Recipe
 from .recipes.chain_thaw import chain_thaw
@@ -44,10 +44,12 @@ class FreezeSchedule:
         scope: Targets the schedule decides about; None is the whole module. Targets of a phase
             count as far as they lie in it.
         exclude: Targets within the scope to leave alone.
+        rest: What is outside the scope: `"leave"` it as the user set it, or `"freeze"` it in all
+            phases. What is in `exclude` is left alone in either case.
 
     Raises:
-        ValueError: A phase is wrong, no phase starts at 0 or two start together, or `unit` is
-            unknown. All such mistakes are said at once.
+        ValueError: A phase is wrong, no phase starts at 0 or two start together, or `unit` or
+            `rest` is unknown. All such mistakes are said at once.
         TypeError: An argument is of another type than named above.
 
     Examples:
@@ -68,6 +70,7 @@ class FreezeSchedule:
         unit: str = "epoch",
         scope: Target = "*",
         exclude: Target = None,
+        rest: str = "leave",
     ) -> None:
         """Check the arguments, and copy them."""
         if unit not in UNITS:
@@ -75,6 +78,7 @@ class FreezeSchedule:
         self.unit = unit
         self.scope = tuple(as_targets(scope, "scope"))
         self.exclude = () if exclude is None else tuple(as_targets(exclude, "exclude"))
+        self.rest = as_rest(rest, "rest")
         self.annealing: Annealing | None = None
         self._phases = as_phases(phases)
 
@@ -189,7 +193,7 @@ class FreezeSchedule:
         """Read a schedule from a YAML file.
 
         Keys: `phases` (start: targets; or a list of start, train, lr, warmup), `unit`, `scope`,
-        `exclude`. Or `recipe` (`gradual_unfreezing`, `chain_thaw`, `linear_probing`,
+        `exclude`, `rest`. Or `recipe` (`gradual_unfreezing`, `chain_thaw`, `linear_probing`,
         `progressive_freezing`) and its arguments; then a `Recipe` comes back, whose phases are
         found when a model is given.
 
@@ -252,7 +256,8 @@ class FreezeSchedule:
     def describe(self) -> dict[str, Any]:
         """The schedule as plain types (dicts, lists, strings, numbers): what its YAML file says."""
         if self.annealing is not None:
-            return self.annealing.description(self.scope)
+            rest = {} if self.rest == "leave" else {"rest": self.rest}
+            return {**self.annealing.description(self.scope), **rest}
         found: dict[str, Any] = {"phases": [described(phase) for phase in self._phases]}
         if self.unit != "epoch":
             found["unit"] = self.unit
@@ -260,6 +265,8 @@ class FreezeSchedule:
             found["scope"] = list(self.scope)
         if self.exclude:
             found["exclude"] = list(self.exclude)
+        if self.rest != "leave":
+            found["rest"] = self.rest
         return found
 
     def __eq__(self, other: object) -> bool:
@@ -281,11 +288,13 @@ class FreezeSchedule:
         return f"FreezeSchedule({phases!r}{''.join(f', {k}={v!r}' for k, v in rest.items())})"
 
     @classmethod
-    def from_outline(cls, outline: Outline, scope: tuple[str, ...]) -> FreezeSchedule:
+    def from_outline(
+        cls, outline: Outline, scope: tuple[str, ...], rest: str = "leave"
+    ) -> FreezeSchedule:
         """The schedule of what a recipe has made of a model."""
         if not isinstance(outline, Annealing):
-            return cls(outline, scope=scope)
-        schedule = cls(outline.phases(), scope=scope)
+            return cls(outline, scope=scope, rest=rest)
+        schedule = cls(outline.phases(), scope=scope, rest=rest)
         schedule.annealing = outline
         return schedule
 
@@ -304,10 +313,10 @@ class FreezeSchedule:
             if not isinstance(phases, Mapping):
                 phases = [Phase(**phase) for phase in phases]
             return cls(phases, **arguments)
-        if not arguments.keys() & {*kind_of(recipe).found}:
+        if not (found_in := kind_of(recipe).found) or not {"groups", *found_in} <= arguments.keys():
             return cls.recipe(recipe, **arguments)
-        scope = arguments.pop("encoder"), arguments.pop("head")
-        return cls.from_outline(Annealing.from_description(**arguments), scope)
+        scope, rest = tuple(arguments.pop("scope")), arguments.pop("rest", "leave")
+        return cls.from_outline(Annealing.from_description(**arguments), scope, rest)
 
 
 for _name, _kind in KINDS.items():

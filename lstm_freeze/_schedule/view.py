@@ -107,7 +107,22 @@ def preview(resolved: ResolvedSchedule, length: int) -> str:
         rows.append(f"{left}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}  {row[4]}")
     if resolved.constants:
         rows += ["", resolved.about_constants]
-    return "\n".join(rows)
+    return "\n".join([*rows, *_also_trains(resolved)])
+
+
+def _also_trains(resolved: ResolvedSchedule) -> list[str]:
+    """What trains though no phase says so: it is outside the scope, or excluded."""
+    if not (others := resolved.also_trained):
+        return []
+    names = [p.name for p in resolved.parts if p.parameters.keys() & others.keys()]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    kept = " but for what is in exclude=" if resolved.schedule.exclude else ""
+    tensors = f"{len(others)} tensor{'s' if len(others) > 1 else ''}"
+    return [
+        "",
+        f"also trains, outside the schedule: {tensors}, {sum(map(numel, others.values())):,} "
+        f'params ({", ".join(names[:3])}{more}); rest="freeze" freezes it{kept}',
+    ]
 
 
 def plot(resolved: ResolvedSchedule, length: int, ax: Axes | None = None) -> Axes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._checks import did_you_mean
 from .._model import as_targets
-from .kinds import kind_of
+from .kinds import as_rest, kind_of
 from .phase import Phase, described, wrong_starts
 
 try:
@@ -21,7 +21,7 @@ except ImportError as error:
         'schedules in YAML files need PyYAML; pip install "lstm-freeze[yaml]"'
     ) from error
 
-KEYS = ("phases", "unit", "scope", "exclude", "recipe")
+KEYS = ("phases", "unit", "scope", "exclude", "rest", "recipe")
 PHASE_KEYS = ("start", "train", "lr", "warmup")
 
 
@@ -79,19 +79,21 @@ class _Reader:
         else:
             self.wrong(root, "phases", "is missing; it maps starts to targets")
         for key, node in known.items():
-            check = _as_unit if key == "unit" else partial(as_targets, argument=key)
-            found[key] = self.checked(node, key, check)
+            found[key] = self.checked(
+                node, key, _CHECKS.get(key, partial(as_targets, argument=key))
+            )
         return found
 
     def recipe(self, root: Node, items: dict[Any, Node]) -> dict[str, Any]:
         """A recipe and its arguments."""
         node = items.pop("recipe")
         name = self.value(node)
-        for key in KEYS:
-            if key in items:
-                self.wrong(items.pop(key), key, "cannot stand beside recipe, which says it all")
         try:
             kind = kind_of(name)
+            allowed = (*kind.checks, *kind.found)
+            for key in KEYS:
+                if key in items and key not in allowed:
+                    self.wrong(items.pop(key), key, "cannot stand beside recipe, which says it all")
         except ValueError as error:
             self.wrong(node, "recipe", str(error))
             return {}
@@ -205,3 +207,9 @@ def _as_unit(value: Any) -> str:
     if value not in ("epoch", "step"):
         raise ValueError(f'must be "epoch" or "step", got {value!r}')
     return str(value)
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "unit": _as_unit,
+    "rest": partial(as_rest, argument="rest"),
+}

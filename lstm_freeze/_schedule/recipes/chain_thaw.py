@@ -6,18 +6,24 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..kinds import Outline, as_length, as_part, recipe
-from ..layers import all_layers, encoder_of
+from ..._model import Groups
+from ..kinds import Outline, as_length, as_own_layers, as_part, as_rest, recipe
+from ..layers import layers_of
 from ..phase import Phase, as_rates, in_turn
 
 
-@recipe(encoder=as_part, head=as_part, every=as_length, lr=as_rates)
+@recipe(
+    encoder=as_part, head=as_part, every=as_length, lr=as_rates, groups=as_own_layers, rest=as_rest
+)
 def chain_thaw(
     model: nn.Module,
     encoder: str = "encoder",
     head: str = "head",
     every: int = 1,
     lr: float | Mapping[str, float] | None = None,
+    *,
+    groups: Groups = None,
+    rest: str = "leave",
 ) -> Outline:
     """Train the head, then each other layer alone from the first to the last, then all.
 
@@ -33,6 +39,9 @@ def chain_thaw(
         every: The length of a stage in epochs.
         lr: The rate of the head's stage; the stages after it have a tenth of it (in the
             paper 1e-3 and 1e-4). A mapping is as in `Phase`, for every stage.
+        groups: The model's layers as you see them, input side first and the head last, in place of
+            `encoder` and `head`: a target or a list of targets for each.
+        rest: What is in no layer: `"leave"` it as it is, or `"freeze"` it.
 
     Examples:
         >>> from lstm_freeze import FreezeSchedule
@@ -40,8 +49,8 @@ def chain_thaw(
         >>> [phase.train for phase in FreezeSchedule.chain_thaw(model).phases]
         [('head',), ('encoder[0]',), ('encoder[1]',), ('head', 'encoder')]
     """
-    tree, inside = encoder_of(model, encoder, head)
-    first, *others = in_turn([(head,), *all_layers(tree, inside), (head, encoder)], every, lr)
+    layers = layers_of(model, encoder, head, groups)
+    first, *others = in_turn([layers.head, *layers.below, layers.whole], every, lr)
     if isinstance(lr, Mapping) or lr is None:
         return first, *others
     return first, *(Phase(p.start, p.train, lr=lr / 10) for p in others)

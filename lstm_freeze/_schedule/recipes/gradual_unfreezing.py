@@ -6,23 +6,30 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..kinds import Outline, as_length, as_part, recipe
-from ..layers import encoder_of, rnn_layers
+from ..._model import Groups
+from ..kinds import Outline, as_length, as_own_layers, as_part, as_rest, recipe
+from ..layers import layers_of
 from ..phase import as_rates, in_turn
 
 
-@recipe(encoder=as_part, head=as_part, every=as_length, lr=as_rates)
+@recipe(
+    encoder=as_part, head=as_part, every=as_length, lr=as_rates, groups=as_own_layers, rest=as_rest
+)
 def gradual_unfreezing(
     model: nn.Module,
     encoder: str = "encoder",
     head: str = "head",
     every: int = 1,
     lr: float | Mapping[str, float] | None = None,
+    *,
+    groups: Groups = None,
+    rest: str = "leave",
 ) -> Outline:
     """Train the head first, and every `every` epochs the next lower group too (ULMFiT).
 
-    The groups: the head; the RNN layers from the top, both directions together (several RNNs
-    in order from the output); then all that remains of the encoder. The paper's
+    The groups: the head, then the encoder's layers from the output to the input, in the order of
+    `param_groups`: an RNN layer's two directions together, a layer of a stack of cells as one, each
+    other part (an embedding, a projection) by itself. The paper's
     discriminative rates are those of `param_groups(model, lr, layer_decay=1 / 2.6)`, its
     slanted triangular rate is `slanted_triangular`; both go with `lr=None`.
     Howard & Ruder 2018, arXiv 1801.06146.
@@ -33,6 +40,9 @@ def gradual_unfreezing(
         head: A target: what trains from the beginning.
         every: The length of a phase in epochs.
         lr: As in `Phase`, for every phase.
+        groups: The model's layers as you see them, input side first and the head last, in place of
+            `encoder` and `head`: a target or a list of targets for each.
+        rest: What is in no layer: `"leave"` it as it is, or `"freeze"` it.
 
     Examples:
         >>> from lstm_freeze import FreezeSchedule
@@ -43,12 +53,8 @@ def gradual_unfreezing(
         Phase(1, ['head', 'encoder[1]'])
         Phase(2, ['head', 'encoder[1]', 'encoder[0]'])
     """
-    tree, inside = encoder_of(model, encoder, head)
-    targets, stages = [head], [[head]]
-    for target, names in reversed(rnn_layers(tree, inside)):
-        targets.append(target)
-        stages.append([*targets])
-        inside -= names
-    if inside:
-        stages.append([head, encoder])
+    layers = layers_of(model, encoder, head, groups)
+    stages = [[*layers.head]]
+    for layer in reversed(layers.below):
+        stages.append([*stages[-1], *layer])
     return in_turn(stages, every, lr)

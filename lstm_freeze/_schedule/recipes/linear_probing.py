@@ -6,18 +6,24 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..kinds import Outline, as_length, as_part, recipe
-from ..layers import encoder_of
+from ..._model import Groups
+from ..kinds import Outline, as_length, as_own_layers, as_part, as_rest, recipe
+from ..layers import layers_of
 from ..phase import as_rates, in_turn
 
 
-@recipe(encoder=as_part, head=as_part, every=as_length, lr=as_rates)
+@recipe(
+    encoder=as_part, head=as_part, every=as_length, lr=as_rates, groups=as_own_layers, rest=as_rest
+)
 def linear_probing(
     model: nn.Module,
     encoder: str = "encoder",
     head: str = "head",
     every: int = 1,
     lr: float | Mapping[str, float] | None = None,
+    *,
+    groups: Groups = None,
+    rest: str = "leave",
 ) -> Outline:
     """Train the head on a frozen encoder for `every` epochs, then both (LP-FT).
 
@@ -29,6 +35,9 @@ def linear_probing(
         head: A target: what trains from the beginning.
         every: The length of the linear probing in epochs.
         lr: As in `Phase`, for both phases.
+        groups: The model's layers as you see them, input side first and the head last, in place of
+            `encoder` and `head`: a target or a list of targets for each.
+        rest: What is in no layer: `"leave"` it as it is, or `"freeze"` it.
 
     Examples:
         >>> from lstm_freeze import FreezeSchedule
@@ -36,5 +45,5 @@ def linear_probing(
         >>> FreezeSchedule.linear_probing(model, every=5).phases
         (Phase(0, ['head']), Phase(5, ['head', 'encoder']))
     """
-    encoder_of(model, encoder, head)
-    return in_turn([[head], [head, encoder]], every, lr)
+    layers = layers_of(model, encoder, head, groups)
+    return in_turn([layers.head, layers.whole], every, lr)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from ..._checks import as_bool
+from ..._model import Groups
 from ..annealing import Annealing, as_shape, as_start
-from ..kinds import Outline, as_length, as_part, recipe
-from ..layers import all_layers, encoder_of
+from ..kinds import Outline, as_length, as_own_layers, as_part, as_rest, recipe
+from ..layers import layers_of
 
 
 @recipe(
@@ -17,7 +18,9 @@ from ..layers import all_layers, encoder_of
     t0=as_start,
     how=as_shape,
     scaled=as_bool,
-    found=("groups",),
+    groups=as_own_layers,
+    rest=as_rest,
+    found=("scope",),
 )
 def progressive_freezing(
     model: nn.Module,
@@ -27,6 +30,9 @@ def progressive_freezing(
     t0: float = 0.8,
     how: str = "cubic",
     scaled: bool = True,
+    *,
+    groups: Groups = None,
+    rest: str = "leave",
 ) -> Outline:
     """Freeze layer after layer for good, input side first (FreezeOut).
 
@@ -44,6 +50,9 @@ def progressive_freezing(
         t0: Where the first layer freezes, before the shape.
         how: The shape s: `"linear"`, `"squared"` or `"cubic"`.
         scaled: Divide each layer's initial rate by r_i, so that each travels as far.
+        groups: The model's layers as you see them, input side first and the head last, in place of
+            `encoder` and `head`: a target or a list of targets for each.
+        rest: What is in no layer: `"leave"` it as it is, or `"freeze"` it.
 
     Examples:
         >>> from lstm_freeze import FreezeSchedule
@@ -51,5 +60,5 @@ def progressive_freezing(
         >>> FreezeSchedule.progressive_freezing(model, 10, t0=0.5, how="linear").phases[1:]
         (Phase(5, ['encoder[1]', 'head']), Phase(8, ['head']))
     """
-    tree, inside = encoder_of(model, encoder, head)
-    return Annealing((*all_layers(tree, inside), (head,)), total, t0, how, scaled)
+    layers = layers_of(model, encoder, head, groups)
+    return Annealing((*layers.below, layers.head), total, t0, how, scaled)
