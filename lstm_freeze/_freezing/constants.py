@@ -27,7 +27,7 @@ def slots_of(tree: Tree) -> dict[int, tuple[Slot, ...]]:
     """The id of each parameter -> where it is kept, tied ones in several places."""
     found: dict[int, list[Slot]] = {}
     for name, parameter in tree.parameters.items():
-        path, _, own = tree.served.get(name, name).rpartition(".")
+        path, _, own = tree.parametrized.get(name, name).rpartition(".")
         relative = name[len(path) + 1 :] if path else name
         part = "" if relative == own else relative
         found.setdefault(id(parameter), []).append(Slot(tree.modules[path], path, own, part))

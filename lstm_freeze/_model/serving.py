@@ -58,6 +58,7 @@ class Serving:
     Attributes:
         seats: Name -> path of the RNN and place in it, of every parameter that has a place.
         tensors: Name -> path of the tensor it serves, where that is not its own name.
+        parametrized: Those of `tensors` that a parametrisation of the module itself keeps.
     """
 
     def __init__(self, modules: Modules, parameters: Named, rnns: Modules) -> None:
@@ -66,6 +67,7 @@ class Serving:
         self._lacking = {path: _lacking(module) for path, module in rnns.items()}
         self.seats: dict[str, tuple[str, Place]] = {}
         self.tensors: dict[str, str] = {}
+        self.parametrized: dict[str, str] = {}
         for name in parameters:
             self._read(name)
 
@@ -76,7 +78,7 @@ class Serving:
         if rnn is not None and place is not None:
             self.seats[name] = rnn, place
         if base != name and self._is_tensor(base):
-            self.tensors[name] = base
+            self.tensors[name] = self.parametrized[name] = base
         elif place is None and (found := self._dropped(name, rnn) or self._adapted(name)):
             owner, tensor = found
             self.tensors[name] = join(owner, tensor)

@@ -189,6 +189,11 @@ class Tree:
         """Name -> path of the tensor it serves, where that is not its own name."""
         return self._serving.tensors
 
+    @property
+    def parametrized(self) -> dict[str, str]:
+        """Name -> path of the tensor that a module computes from this parameter of its own."""
+        return self._serving.parametrized
+
     def distinct(self, names: Iterable[str] | None = None) -> dict[str, nn.Parameter]:
         """First name -> parameter, each parameter once, in registration order."""
         chosen = self.parameters if names is None else set(names)
