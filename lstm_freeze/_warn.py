@@ -1,4 +1,4 @@
-"""Warnings that blame the user's own line, whatever path led to them."""
+"""The user's own line that led here, whatever lies between: what warnings blame."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from types import FrameType
 
 # Packages whose lines a user cannot change: this one, and those that call it on the user's behalf.
 _PASSED_OVER = frozenset(
-    ("lstm_freeze", "torch", "lightning", "lightning_fabric", "pytorch_lightning")
+    ("lstm_freeze", "torch", "lightning", "lightning_fabric", "pytorch_lightning", "contextlib")
 )
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn, and blame the innermost line that lies in none of the packages above."""
-    frame = _to_blame(sys._getframe(1))
+    frame = _users_frame(sys._getframe(1))
     warnings.warn_explicit(
         message,
         category,
@@ -25,7 +25,13 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     )
 
 
-def _to_blame(innermost: FrameType) -> FrameType:
+def users_line() -> str:
+    """The file and line of the user's code that called."""
+    frame = _users_frame(sys._getframe(1))
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _users_frame(innermost: FrameType) -> FrameType:
     frame: FrameType | None = innermost
     while frame is not None:
         if _package(frame) not in _PASSED_OVER:

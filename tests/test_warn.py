@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from lstm_freeze import FreezeSchedule, freeze, freeze_up_to, unfreeze
-from lstm_freeze._warn import warn
+from lstm_freeze._warn import users_line, warn
 
 
 def here():
@@ -95,7 +95,7 @@ def test_where_every_frame_is_passed_over_the_outermost_is_blamed():
             self.f_back = back
 
     outermost = Frame("lightning.pytorch.trainer")
-    assert _warn._to_blame(Frame("lstm_freeze._rnn", Frame("torch.nn", outermost))) is outermost
+    assert _warn._users_frame(Frame("lstm_freeze._rnn", Frame("torch.nn", outermost))) is outermost
 
 
 def test_a_warning_as_an_error_is_raised_and_once_is_once():
@@ -108,3 +108,7 @@ def test_a_warning_as_an_error_is_raised_and_once_is_once():
         for _ in range(3):
             warn("said once a line")
     assert len(caught) == 1
+
+
+def test_the_user_s_line_as_text():
+    assert users_line() == f"{__file__}:{here()}"

@@ -10,6 +10,6 @@ from .handle import Freeze as Freeze
 from .holds import decider_of as decider_of
 from .holds import hold_of as hold_of
 from .holds import is_normalization as is_normalization
-from .listening import listeners as listeners
+from .listeners import listeners as listeners
 from .status import Status as Status
 from .status import status as status

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 
-from .._model import Tree
-from .listening import tell_changed
+from .._model import Tree, rewrite
+from .listeners import announce_change
 from .status import status
 from .switches import RequiresGrad, Switch
 from .undo import Call, Entry, arrive, decide, withdraw
@@ -85,5 +86,8 @@ def turn(handle: Freeze, decisions: Iterable[tuple[Switch, bool]]) -> None:
 
 
 def _tell(module: nn.Module, switches: Iterable[Switch]) -> None:
-    parameters = (s.parameter for s in switches if isinstance(s, RequiresGrad))
-    tell_changed(module, [p for p in parameters if p is not None])
+    switched = (s.parameter for s in switches if isinstance(s, RequiresGrad))
+    parameters = [p for p in switched if p is not None]
+    if torch.__version__ < "2.13":
+        rewrite(module, parameters)
+    announce_change(parameters)

@@ -20,7 +20,7 @@ from .._torch_internals import (
     remove_hooks_of,
 )
 from .._torch_internals import is_dropout as is_dropout
-from .listening import tell_recomputed
+from .listeners import announce_recompute
 
 
 class Hold:
@@ -62,7 +62,7 @@ class Hold:
         if not self.active:
             return
         if self._is_recomputed(module):
-            tell_recomputed(module)
+            announce_recompute(module)
         else:
             setattr(module, self.attribute, self.value)
 

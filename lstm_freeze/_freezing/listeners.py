@@ -1,4 +1,4 @@
-"""Who hears of every freeze, unfreeze and undo: the guards."""
+"""Who hears of every freeze, unfreeze and undo."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import nn
-
-from .._model import rewrite
 
 
 class Listener(Protocol):
@@ -25,15 +22,13 @@ class Listener(Protocol):
 listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
 
 
-def tell_changed(module: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
-    """Say that the state of these parameters of a module was decided anew."""
-    if torch.__version__ < "2.13":
-        rewrite(module, parameters)
+def announce_change(parameters: Sequence[nn.Parameter]) -> None:
+    """Tell all listeners whose state was decided anew."""
     for listener in tuple(listeners):
         listener.frozen_changed(parameters)
 
 
-def tell_recomputed(module: nn.Module) -> None:
-    """Say that a held normalisation layer's statistics are recomputed on purpose."""
+def announce_recompute(module: nn.Module) -> None:
+    """Tell all listeners of a held normalisation layer whose statistics somebody recomputes."""
     for listener in tuple(listeners):
         listener.statistics_recomputed(module)
