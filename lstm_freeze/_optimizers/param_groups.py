@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .._checks import as_integer, as_module, as_number
 from .._model import Groups, Target, Tree, as_targets, can_train, grouped_parts, resolve
-from .state import as_optimizers
+from .wrappers import as_optimizers
 
 
 def param_groups(
