@@ -35,37 +35,47 @@ def slots_of(tree: Tree) -> dict[int, tuple[Slot, ...]]:
 
 
 def constants(tree: Tree, noted: bool = False) -> dict[str, nn.Parameter]:
-    """First name -> parameter, for what could train and was not trainable from the first.
+    """First name -> parameter, for what could train, was not trainable at first and is not named.
 
     Args:
         tree: The module.
         noted: Only what is noted as constant: in a module that this library has touched.
     """
-    slots = slots_of(tree)
-    found = {}
-    for name, parameter in tree.distinct().items():
-        if can_train(parameter) and not parameter.requires_grad:
-            marks = {mark_of(s.owner, s.name, s.part) for s in slots[id(parameter)]}
-            if TRAINABLE not in marks and (CONSTANT in marks or not noted):
-                found[name] = parameter
-    return found
+    still = {CONSTANT} if noted else {CONSTANT, None}
+    return {
+        name: p for name, (p, mark) in _marks(tree).items() if mark in still and not p.requires_grad
+    }
 
 
 def unnamed(tree: Tree, targets: Iterable[Named]) -> dict[str, nn.Parameter]:
     """The constants that none of these targets names.
 
+    What was named once does not change what a target names: phases of a schedule name the same
+    whatever came before.
+
     Args:
         tree: The module.
         targets: What each target covers.
     """
-    still = constants(tree)
-    ids = {id(p) for p in still.values()}
+    marks = _marks(tree).values()
+    trained = {id(p) for p, mark in marks if mark == TRAINABLE or (p.requires_grad and not mark)}
     named: set[int] = set()
     for covered in targets:
         could = {id(p) for p in covered.values() if can_train(p)}
-        if could <= ids:
+        if not could & trained:
             named |= could
-    return {name: p for name, p in still.items() if id(p) not in named}
+    return {name: p for name, p in constants(tree).items() if id(p) not in named}
+
+
+def _marks(tree: Tree) -> dict[str, tuple[nn.Parameter, str | None]]:
+    """First name -> parameter and what is noted of it, under any of its names."""
+    slots = slots_of(tree)
+    found: dict[str, tuple[nn.Parameter, str | None]] = {}
+    for name, parameter in tree.distinct().items():
+        if can_train(parameter):
+            marks = (mark_of(s.owner, s.name, s.part) for s in slots[id(parameter)])
+            found[name] = parameter, max((mark for mark in marks if mark), default=None)
+    return found
 
 
 def note_all(tree: Tree, trained: Named | None = None) -> None:

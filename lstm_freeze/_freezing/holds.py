@@ -93,9 +93,10 @@ class Hold:
             return module.training and module.momentum is None
         if torch.compiler.is_compiling():  # would not look at numbers
             return False
-        self._recomputing = module.training and (
-            self._recomputing or _batches(module) < self._batches
-        )
+        if module.training:
+            self._recomputing = self._recomputing or _batches(module) < self._batches
+        elif self._recomputing:
+            self._recomputing, self._batches = False, _batches(module)
         return self._recomputing
 
 

@@ -8,9 +8,10 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from .._model import Tree, can_train
+from .._model import Tree, can_train, join
+from .._warn import warn
 from .holds import Hold, decider_of, hold_of, is_dropout, is_normalization
-from .marks import is_constant, set_constant
+from .marks import CONSTANT, NAMED, mark_of, set_mark
 
 WHOLE = ""  # the part that is all of a tensor
 
@@ -116,6 +117,12 @@ class RequiresGrad:
 
     def on(self, slot: Slot, owner: nn.Module, tree: Tree) -> Iterator[RequiresGrad]:
         """For each parameter that serves the tensor of this name now."""
+        if slot.name in owner._buffers:
+            warn(
+                f"{join(slot.path, slot.name)!r} is a buffer now and cannot be made trainable: "
+                "torch's remove_parametrizations makes one of what is frozen at that time; "
+                "register it as a Parameter"
+            )
         for part in parameters_of(owner, slot.name):
             if covers(slot.part, part):
                 yield RequiresGrad((Slot(owner, slot.path, slot.name, part),))
@@ -203,12 +210,13 @@ class ConstantSwitch:
     def read(self) -> bool:
         """Whether it is constant."""
         slot = self.slots[0]
-        return is_constant(slot.owner, slot.name.removeprefix("constant "), slot.part)
+        return mark_of(slot.owner, slot.name.removeprefix("constant "), slot.part) == CONSTANT
 
     def write(self, value: bool) -> None:
-        """Make it constant, or one that trains like all others."""
+        """Note it as constant, or as named, so that it trains like all others."""
         for slot in self.slots:
-            set_constant(slot.owner, slot.name.removeprefix("constant "), slot.part, value)
+            name = slot.name.removeprefix("constant ")
+            set_mark(slot.owner, name, slot.part, CONSTANT if value else NAMED)
 
     def on(self, slot: Slot, owner: nn.Module, tree: Tree) -> Iterator[ConstantSwitch]:
         """Under the same name."""
