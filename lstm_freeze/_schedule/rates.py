@@ -6,36 +6,35 @@ whoever saves the optimizer, and the same call after a resume does nothing a sec
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch.optim import Optimizer, lr_scheduler
+from torch.optim import Optimizer
 
+from . import warmup
 from .annealing import Annealing
+from .phase import Phase, described
 
-PHASE = "freeze_phase"  # the index of the phase that set the group's rate
-TARGET = "warmup_lr"  # where the warm-up of the group ends
-LENGTH = "warmup_steps"
-DONE = "warmup_done"  # optimizer steps
-
-# They compute the next rate from the present one, so a rate that a phase has set stays set.
-_GO_ON = (
-    lr_scheduler.ConstantLR,
-    lr_scheduler.CosineAnnealingLR,
-    lr_scheduler.ExponentialLR,
-    lr_scheduler.LinearLR,
-    lr_scheduler.MultiStepLR,
-    lr_scheduler.MultiplicativeLR,
-    lr_scheduler.PolynomialLR,
-    lr_scheduler.ReduceLROnPlateau,
-    lr_scheduler.StepLR,
-)
-# A hook cannot be removed while it runs; one that finds nothing to do costs nothing.
-_warming: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+PHASE = "freeze_phase"  # the mark of the phase that was begun last
+TIME = "freeze_time"  # the epoch or step of the last call
+INITIAL = "freeze_initial_lr"  # where progressive freezing began
 
 Group = dict[str, Any]
+
+
+def mark_of(phase: Phase, unit: str) -> str:
+    """What tells one phase from others, in checkpoints too: a word made of all it says."""
+    words = repr((unit, described(phase)))
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def is_begun(group: Group, mark: str, when: float | None) -> bool:
+    """Whether a phase was begun in a group, in the run that goes on.
+
+    A time before that of the last call means that a run begins again.
+    """
+    return group.get(PHASE) == mark and (when is None or when >= group.get(TIME, when))
 
 
 def label(group: Group, index: int) -> str:
@@ -50,67 +49,67 @@ def groups_of(optimizers: Iterable[Optimizer]) -> Iterator[tuple[str, Group]]:
             yield label(group, index), group
 
 
-def unkept(schedulers: Iterable[Any], *, any_kind: bool = False) -> Iterator[str]:
-    """What is wrong with running LR schedulers beside rates that a schedule sets."""
-    for scheduler in schedulers:
-        kind = type(scheduler).__name__
-        if any_kind:
-            yield (
-                f"progressive_freezing sets the learning rates in each step, and so does {kind}; "
-                "use no LR scheduler beside it"
-            )
-        elif isinstance(scheduler, lr_scheduler.ChainedScheduler):
-            yield from unkept(scheduler._schedulers)
-        elif type(scheduler) not in _GO_ON:
-            kept = ", ".join(sorted(k.__name__ for k in _GO_ON))
-            yield (
-                f"the schedule sets learning rates, and {kind} may overwrite them: it computes "
-                "them from its own base rates, or cannot be judged; use one that goes on from the "
-                f"present rate ({kept}), or leave lr= and warmup= out of the phases"
-            )
+def forget(optimizers: Sequence[Optimizer], inside: set[int]) -> None:
+    """Take back all marks and warm-ups: a run begins anew.
+
+    Args:
+        optimizers: Whose groups.
+        inside: The ids of the parameters that the schedule decides about.
+    """
+    for _, group in groups_of(optimizers):
+        if _holds(group, inside):
+            warmup.end(group)
+            for key in (PHASE, TIME, INITIAL):
+                group.pop(key, None)
 
 
 def begin(
-    optimizers: Iterable[Optimizer],
-    index: int,
+    optimizers: Sequence[Optimizer],
+    mark: str,
+    when: float | None,
     rates: Mapping[int, float],
     trained: set[int],
+    inside: set[int],
+    *,
     newcomers: set[int],
-    warmup: int,
+    steps: int,
+    show: bool,
 ) -> None:
     """Set the rates of a phase, unless that was done before, and begin its warm-up.
 
     Args:
         optimizers: Whose groups are wholly or not at all in `trained`, where rates are set.
-        index: Which phase.
+        mark: Which phase.
+        when: The epoch or step; None where only the mark counts.
         rates: The rate of each parameter, by id.
         trained: The ids of what the phase trains.
+        inside: The ids of what the schedule decides about.
         newcomers: The ids of what it trains and the phase before did not.
-        warmup: The length of the warm-up in optimizer steps.
+        steps: The length of the warm-up in optimizer steps; 0 for none.
+        show: Whether the rate between two steps of a warm-up is that of the next step.
     """
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            ids = {id(p) for p in group["params"]}
-            if not ids & trained:
-                _end_warm_up(group)
-            elif (ids & rates.keys() or warmup) and group.get(PHASE) != index:
-                group[PHASE] = index
-                if found := ids & rates.keys():
-                    _end_warm_up(group)
-                    _set_rate(group, rates[next(iter(found))])
-                if warmup and ids & newcomers:
-                    _end_warm_up(group)
-                    group.update({TARGET: float(group["lr"]), LENGTH: warmup, DONE: 0})
-                    _set_rate(group, _warm(group))
-        if optimizer not in _warming and any(TARGET in g for g in optimizer.param_groups):
-            optimizer.register_step_post_hook(_after_step)
-            _warming.add(optimizer)
+    for _, group in groups_of(optimizers):
+        if not _holds(group, inside):
+            continue
+        begun = is_begun(group, mark, when)
+        group[PHASE] = mark
+        if when is not None:
+            group[TIME] = when
+        if not _holds(group, trained):
+            warmup.end(group)
+        elif not begun:
+            if found := [rates[id(p)] for p in group["params"] if id(p) in rates]:
+                warmup.end(group)
+                warmup.set_rate(group, found[0])
+            if steps and _holds(group, newcomers):
+                warmup.begin(group, steps)
+    warmup.follow(optimizers, show=show)
 
 
 def anneal(
     optimizers: Iterable[Optimizer],
     annealing: Annealing,
-    group_of: Mapping[int, int],
+    layer_of: Mapping[int, int],
     epoch: float,
 ) -> None:
     """Set the rates of progressive freezing, from the initial rate of each group.
@@ -118,52 +117,16 @@ def anneal(
     Args:
         optimizers: Whose groups are set.
         annealing: The rule.
-        group_of: Which group of the rule a parameter belongs to, by id.
+        layer_of: Which layer of the rule a parameter belongs to, by id.
         epoch: How much of the training is done, in epochs.
     """
     for _, group in groups_of(optimizers):
-        found = {group_of[id(p)] for p in group["params"] if id(p) in group_of}
-        if found:
-            initial = float(group.setdefault("initial_lr", float(group["lr"])))
-            _set_rate(group, annealing.rate(found.pop(), initial, epoch))
+        layers = {layer_of[id(p)] for p in group["params"] if id(p) in layer_of}
+        if layers:
+            present = float(group["initial_lr"] if "initial_lr" in group else group["lr"])
+            initial = float(group.setdefault(INITIAL, present))
+            warmup.set_rate(group, annealing.rate(layers.pop(), initial, epoch))
 
 
-def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Give each group that warms up the rate of its next step."""
-    for group in optimizer.param_groups:
-        if TARGET not in group:
-            continue
-        expected = _as_kept(group, _warm(group))
-        if (present := float(group["lr"])) != expected:  # an LR scheduler scaled it meanwhile
-            group[TARGET] *= present / expected
-        group[DONE] += 1
-        if group[DONE] < group[LENGTH]:
-            _set_rate(group, _warm(group))
-        else:
-            _end_warm_up(group)
-
-
-def _warm(group: Group) -> float:
-    """The rate of the next step of a warm-up; exactly the target in the last."""
-    step, target = group[DONE] + 1, float(group[TARGET])
-    return target * step / group[LENGTH] if step < group[LENGTH] else target
-
-
-def _end_warm_up(group: Group) -> None:
-    if TARGET in group:
-        _set_rate(group, group[TARGET])
-        for key in (TARGET, LENGTH, DONE):
-            del group[key]
-
-
-def _set_rate(group: Group, rate: float) -> None:
-    if isinstance(group["lr"], torch.Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate
-
-
-def _as_kept(group: Group, rate: float) -> float:
-    """A rate with the rounding of a tensor that keeps it."""
-    lr = group["lr"]
-    return float(torch.full_like(lr, rate)) if isinstance(lr, torch.Tensor) else rate
+def _holds(group: Group, ids: set[int]) -> bool:
+    return any(id(p) in ids for p in group["params"])

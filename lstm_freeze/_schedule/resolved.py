@@ -15,8 +15,9 @@ from .._cache import PrefixLevels
 from .._freezing import Freeze, describe, set_trainable
 from .._model import Part, Tree, numel
 from .._optimizers import refuse_lbfgs, require_held
-from . import rates
+from . import rates, warmup
 from .annealing import Annealing
+from .lr_schedulers import overwriting
 from .phase import Phase
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class ResolvedSchedule:
     Attributes:
         schedule: The schedule.
         phases: Its phases, with parameters.
+        inside: Name -> parameter of the scope, without what is excluded.
         constants: Name -> parameter that was frozen before this library first touched the module,
             and that no target of any phase names; no phase trains it.
         prefixes: The module's prefix caches, and the levels that the phases need in them.
@@ -71,17 +73,20 @@ class ResolvedSchedule:
         tree: Tree,
         schedule: FreezeSchedule,
         phases: Sequence[ResolvedPhase],
-        group_of: Mapping[int, int],
+        inside: Named,
+        layer_of: Mapping[int, int],
         constants: Named,
     ) -> None:
         """Made by `resolve_schedule` only."""
         self.schedule = schedule
         self.phases = tuple(phases)
+        self.inside = inside
         self.constants = constants
         self.prefixes = PrefixLevels(tree, [phase.leaves_trainable() for phase in phases])
         self._module = module
         self._tree = tree
-        self._group_of = group_of
+        self._layer_of = layer_of
+        self._inside_ids = {id(p) for p in inside.values()}
         self._starts = [p.phase.start for p in phases]
         self._entered: int | None = None
 
@@ -160,10 +165,23 @@ class ResolvedSchedule:
             and not any(p.requires_grad or p.grad is not None for p in phase.frozen.values())
         )
 
-    def enter(self, index: int, optimizers: Sequence[Optimizer] = ()) -> Freeze:
+    def enter(
+        self,
+        index: int,
+        optimizers: Sequence[Optimizer] = (),
+        *,
+        when: float | None = None,
+        show_warm_up: bool = True,
+    ) -> Freeze:
         """Bring the module and its optimizers into a phase, whatever the state is.
 
         The rates of a phase are set once; that it was done is in the param groups.
+
+        Args:
+            index: Which phase.
+            optimizers: One or several.
+            when: The epoch or step, where a run that begins again is told by it alone.
+            show_warm_up: Whether the rate between two steps of a warm-up is that of the next step.
         """
         phase = self.phases[index]
         handle = set_trainable(
@@ -174,16 +192,53 @@ class ResolvedSchedule:
             optimizer=optimizers or None,
         )
         self._entered = index
-        if phase.phase.sets_rates or any(p.phase.warmup for p in self.phases):
+        if self.sets_rates:
             before = self.phases[index - 1].ids if index else set()
-            newcomers, warmup = phase.ids - before, phase.phase.warmup
-            rates.begin(optimizers, index, phase.rates, phase.ids, newcomers, warmup)
+            rates.begin(
+                optimizers,
+                self._mark(index),
+                when,
+                phase.rates,
+                phase.ids,
+                self._inside_ids,
+                newcomers=phase.ids - before,
+                steps=phase.phase.warmup,
+                show=show_warm_up,
+            )
         return handle
+
+    @property
+    def sets_rates(self) -> bool:
+        """Whether the schedule has anything to do with learning rates."""
+        annealed = self.schedule.annealing is not None
+        return annealed or any(phase.phase.sets_rates for phase in self.phases)
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether some phase has a warm-up."""
+        return any(phase.phase.warmup for phase in self.phases)
+
+    def begins(self, index: int, optimizers: Sequence[Optimizer], when: float) -> bool:
+        """Whether rates are set, now or later, and this call is the first of a phase."""
+        return self.sets_rates and not all(
+            rates.is_begun(group, self._mark(index), when)
+            for _, group in rates.groups_of(optimizers)
+            if any(id(p) in self._inside_ids for p in group["params"])
+        )
+
+    def forget_rates(self, optimizers: Sequence[Optimizer]) -> None:
+        """Begin a run anew: no phase has set its rates yet."""
+        rates.forget(optimizers, self._inside_ids)
+
+    def show_warm_up(self, optimizers: Sequence[Optimizer], shown: bool) -> None:
+        """Set the rates of what warms up to those of the next step, or back to the whole ones."""
+        for _, group in rates.groups_of(optimizers):
+            (warmup.show_part if shown else warmup.hide)(group)
 
     def anneal(self, optimizers: Sequence[Optimizer], epoch: float) -> None:
         """Set the rates of progressive freezing at an epoch, which may be a fraction of one."""
         if self.schedule.annealing is not None:
-            rates.anneal(optimizers, self.schedule.annealing, self._group_of, epoch)
+            rates.anneal(optimizers, self.schedule.annealing, self._layer_of, epoch)
 
     def rates(self, optimizers: Sequence[Optimizer], prefix: str = "") -> dict[str, float]:
         """The present learning rate of every param group, by its name or its number."""
@@ -198,7 +253,7 @@ class ResolvedSchedule:
 
     def first_factor(self, annealing: Annealing, parameter_id: int) -> float:
         """By what progressive freezing multiplies a parameter's initial rate at the beginning."""
-        return annealing.rate(self._group_of[parameter_id], 1.0, 0.0)
+        return annealing.rate(self._layer_of[parameter_id], 1.0, 0.0)
 
     def _moved_by_lbfgs(self, optimizers: Sequence[Optimizer]) -> Iterator[str]:
         for phase in self.phases:
@@ -206,9 +261,10 @@ class ResolvedSchedule:
 
     def _badly_grouped(self, optimizers: Sequence[Optimizer]) -> Iterator[str]:
         remedy = "give each its own param group, as param_groups(module, lr) does"
+        constants = {id(p) for p in self.constants.values()}
         for _, phase in self._setting_rates():
             for label, group in rates.groups_of(optimizers):
-                ids = {id(p) for p in group["params"]}
+                ids = {id(p) for p in group["params"]} - constants
                 if not ids & phase.ids:
                     continue
                 at = f"phase at {phase.phase.start}"
@@ -224,7 +280,7 @@ class ResolvedSchedule:
                     )
         if self.schedule.annealing is not None:
             for label, group in rates.groups_of(optimizers):
-                if len({self._group_of.get(id(p)) for p in group["params"]}) > 1:
+                if len({self._layer_of.get(id(p)) for p in group["params"]}) > 1:
                     yield (
                         "progressive_freezing gives each layer its own learning rate, and the "
                         f"optimizer's {label} holds more than one layer; {remedy}"
@@ -233,11 +289,12 @@ class ResolvedSchedule:
     def _setting_rates(self) -> Iterator[tuple[int, ResolvedPhase]]:
         return ((i, p) for i, p in enumerate(self.phases) if p.phase.sets_rates)
 
-    def _overwritten(self, lr_schedulers: Iterable[Any]) -> Iterator[str]:
-        if self.schedule.annealing is not None:
-            yield from rates.unkept(lr_schedulers, any_kind=True)
-        elif any(True for _ in self._setting_rates()):
-            yield from rates.unkept(lr_schedulers)
+    def _overwritten(self, schedulers: Iterable[Any]) -> Iterator[str]:
+        if self.sets_rates:
+            yield from overwriting(schedulers, annealed=self.schedule.annealing is not None)
+
+    def _mark(self, index: int) -> str:
+        return rates.mark_of(self.phases[index].phase, self.schedule.unit)
 
     def _idle_under_amp(self, optimizers: Sequence[Optimizer]) -> Iterator[str]:
         for phase in self.phases:

@@ -30,12 +30,12 @@ def resolve_schedule(
         resolved, wrong = _resolve_phase(tree, phase, names, inside, schedule.unit, left)
         phases.append(resolved)
         mistakes += wrong
-    group_of: dict[int, int] = {}
+    layer_of: dict[int, int] = {}
     if schedule.annealing is not None:
         for index, targets in reversed(list(enumerate(schedule.annealing.groups))):
             for name in _union(tree, targets, "groups=", mistakes) & names:
-                group_of.setdefault(id(tree.parameters[name]), index)
-    found = ResolvedSchedule(module, tree, schedule, phases, group_of, constants)
+                layer_of.setdefault(id(tree.parameters[name]), index)
+    found = ResolvedSchedule(module, tree, schedule, phases, inside, layer_of, constants)
     return found, list(dict.fromkeys(mistakes))
 
 

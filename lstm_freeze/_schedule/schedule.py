@@ -16,6 +16,7 @@ from .._optimizers import as_optimizers
 from . import recipes as recipes  # it fills KINDS
 from .annealing import Annealing
 from .kinds import KINDS, Outline, RecipeMethod, as_rest, kind_of
+from .lr_schedulers import schedulers_of
 from .phase import Phase, as_phases, described, raise_all
 from .recipe import Recipe
 from .recipes.chain_thaw import chain_thaw
@@ -106,8 +107,10 @@ class FreezeSchedule:
                 freezing takes fractions of an epoch, for the rates in between.
             optimizer: One or several that train the module. They drop the state of what is
                 frozen, and their param groups get the rates of the phase, once, at its first call;
-                that it was done is kept in the groups, and with them in a checkpoint. A warm-up
-                then follows their steps by itself.
+                that it was done is kept in the groups, and with them in a checkpoint. An earlier
+                epoch than in the last call, or another phase, sets rates again. A warm-up then
+                follows their steps by itself. LR schedulers of torch that were made for them and
+                would overwrite the rates are refused.
 
         Returns:
             A handle with `.changed` and `.undo()`; dropping it undoes nothing.
@@ -130,9 +133,12 @@ class FreezeSchedule:
         when = _as_time(epoch)
         resolved = self.resolve(module)
         optimizers = as_optimizers(optimizer)
+        index = resolved.index_at(when)
         if optimizers:
-            raise_all(resolved.mistakes(optimizers))
-        handle = resolved.enter(resolved.index_at(when), optimizers)
+            begins = resolved.begins(index, optimizers, when)
+            running = schedulers_of(optimizers) if begins else ()
+            raise_all(resolved.mistakes(optimizers, running))
+        handle = resolved.enter(index, optimizers, when=when)
         resolved.anneal(optimizers, when)
         return handle
 

@@ -1,0 +1,73 @@
+"""LR schedulers that run beside a schedule: which there are, and which would undo its rates."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch.optim import Optimizer, lr_scheduler
+
+# They compute the next rate from the present one, so a rate that a phase has set stays set.
+GO_ON = (
+    lr_scheduler.ConstantLR,
+    lr_scheduler.CosineAnnealingLR,
+    lr_scheduler.ExponentialLR,
+    lr_scheduler.LinearLR,
+    lr_scheduler.MultiStepLR,
+    lr_scheduler.MultiplicativeLR,
+    lr_scheduler.PolynomialLR,
+    lr_scheduler.ReduceLROnPlateau,
+    lr_scheduler.StepLR,
+)
+
+
+def has_scheduler(group: dict[str, Any]) -> bool:
+    """Whether an LR scheduler was made for a param group: they all leave `initial_lr` in it."""
+    return "initial_lr" in group
+
+
+def schedulers_of(optimizers: Sequence[Optimizer]) -> list[Any]:
+    """The LR schedulers of these optimizers that exist in this process.
+
+    An optimizer does not know its schedulers, and a plain loop names only the optimizer, so they
+    are looked for among all objects. That takes about a tenth of a second, and is done only at the
+    beginning of phases, where a group says that a scheduler was made for it.
+    """
+    if not any(has_scheduler(group) for o in optimizers for group in o.param_groups):
+        return []
+    wanted = {id(optimizer) for optimizer in optimizers}
+    return [
+        found
+        for found in gc.get_objects()
+        if _is_scheduler(type(found)) and id(getattr(found, "optimizer", None)) in wanted
+    ]
+
+
+def _is_scheduler(kind: type) -> bool:
+    return issubclass(kind, lr_scheduler.LRScheduler) or kind.__name__.endswith("Scheduler")
+
+
+def overwriting(schedulers: Iterable[Any], *, annealed: bool = False) -> Iterator[str]:
+    """What is wrong with running LR schedulers beside rates that a schedule sets.
+
+    Args:
+        schedulers: The LR schedulers.
+        annealed: Whether the schedule sets the rates in every step (progressive freezing).
+    """
+    for scheduler in schedulers:
+        kind = type(scheduler).__name__
+        if annealed:
+            yield (
+                f"progressive_freezing sets the learning rates in each step, and so does {kind}; "
+                "use no LR scheduler beside it"
+            )
+        elif isinstance(scheduler, lr_scheduler.ChainedScheduler):
+            yield from overwriting(scheduler._schedulers)
+        elif type(scheduler) not in GO_ON:
+            kept = ", ".join(sorted(k.__name__ for k in GO_ON))
+            yield (
+                f"the schedule sets learning rates, and {kind} may overwrite them: it computes "
+                "them from its own base rates, or cannot be judged; use one that goes on from the "
+                f"present rate ({kept}), or leave lr= and warmup= out of the phases"
+            )

@@ -1,0 +1,139 @@
+"""Warm-up: for some steps a group's learning rate is a rising part of what it is without it.
+
+The rate without warm-up and the number of steps done are kept in the param group, and with it in
+the checkpoint of whoever saves the optimizer. Two hooks follow the optimizer's steps: before a step
+the rate becomes the part, after it the next part (in a loop of the user's own, who may look at the
+rate between steps) or the rate without warm-up (in Lightning, where LR schedulers step then).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch.optim import Optimizer
+
+from .lr_schedulers import has_scheduler
+
+RATE = "warmup_lr"  # the rate without the warm-up
+LENGTH = "warmup_steps"
+DONE = "warmup_done"  # optimizer steps
+SHOWN = "warmup_shown"  # whether `lr` is the part, and not the rate without the warm-up
+
+Group = dict[str, Any]
+
+# Whether the rate between two steps is the part. A hook cannot be removed while it runs, and one
+# that finds no group to warm up costs nothing, so the hooks stay.
+_shows: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
+_rehearsing: WeakSet[Optimizer] = WeakSet()
+
+
+def begin(group: Group, steps: int) -> None:
+    """Begin the warm-up of a group to the rate it has now."""
+    end(group)
+    group.update({RATE: float(group["lr"]), LENGTH: steps, DONE: 0, SHOWN: False})
+
+
+def end(group: Group) -> None:
+    """End the warm-up of a group, if there is one, at the rate it has without it."""
+    if RATE in group:
+        hide(group)
+        for key in (RATE, LENGTH, DONE, SHOWN):
+            group.pop(key, None)
+
+
+def follow(optimizers: Sequence[Optimizer], *, show: bool) -> None:
+    """From now on follow the steps of those optimizers that have something to warm up."""
+    for optimizer in optimizers:
+        if not any(RATE in group for group in optimizer.param_groups):
+            continue
+        if optimizer not in _shows:
+            optimizer.register_step_pre_hook(_before_step)
+            optimizer.register_step_post_hook(_after_step)
+        _shows[optimizer] = show
+        for group in optimizer.param_groups:
+            (show_part if show else hide)(group)
+
+
+def show_part(group: Group) -> None:
+    """Set the rate of a group that warms up to that of its next step."""
+    if RATE in group:
+        hide(group)
+        set_rate(group, _part(group))
+        group[SHOWN] = True
+
+
+def hide(group: Group) -> None:
+    """Set the rate of a group that warms up to what it is without the warm-up."""
+    if RATE not in group:
+        return
+    present = float(group["lr"])
+    if not group.get(SHOWN, True):
+        group[RATE] = present
+    elif present != _as_kept(group, _part(group)):
+        # Somebody has written it since: an LR scheduler, which went on from the part, or a loop
+        # of the user's own, which wrote the rate it wants.
+        group[RATE] = present / _factor(group) if has_scheduler(group) else present
+    set_rate(group, group[RATE])
+    group[SHOWN] = False
+
+
+def set_rate(group: Group, rate: float) -> None:
+    """Set the learning rate of a group; a tensor stays the same tensor."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    warming = [group for group in optimizer.param_groups if RATE in group]
+    if warming and _is_rehearsal(optimizer):
+        _rehearsing.add(optimizer)
+        return
+    for group in warming:
+        show_part(group)
+
+
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if optimizer in _rehearsing:
+        _rehearsing.remove(optimizer)
+        return
+    for group in [group for group in optimizer.param_groups if RATE in group]:
+        hide(group)
+        group[DONE] += 1
+        if group[DONE] >= group[LENGTH]:
+            end(group)
+        elif _shows[optimizer]:
+            show_part(group)
+
+
+def _is_rehearsal(optimizer: Optimizer) -> bool:
+    """Whether a step only fills the optimizer's state, with every rate and gradient at 0.
+
+    torch.distributed.checkpoint.state_dict makes such steps; they count for no warm-up.
+    """
+    groups = optimizer.param_groups
+    if any(float(group.get("lr", 1)) != 0 for group in groups):
+        return False
+    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    return not any(bool(gradient.any()) for gradient in gradients)
+
+
+def _factor(group: Group) -> float:
+    """The part of the rate that the next step has; never 0."""
+    return min(int(group[DONE] + 1) / int(group[LENGTH]), 1.0)
+
+
+def _part(group: Group) -> float:
+    """The rate of the next step; exactly the whole rate in the last."""
+    step, rate = group[DONE] + 1, float(group[RATE])
+    return rate * step / group[LENGTH] if step < group[LENGTH] else rate
+
+
+def _as_kept(group: Group, rate: float) -> float:
+    """A rate with the rounding of a tensor that keeps it."""
+    lr = group["lr"]
+    return float(torch.full_like(lr, rate)) if isinstance(lr, torch.Tensor) else rate
