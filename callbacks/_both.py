@@ -35,3 +35,16 @@ else:
 def stage_is_fit(trainer: Any) -> bool:
     """Whether the trainer is in `fit`, not in `validate`, `test` or `predict`."""
     return bool(trainer.state.fn == "fit")
+
+
+def without_fit(callback: Callback, **of_one_fit: Any) -> dict[str, Any]:
+    """What copies and pickles of a callback hold: all but what belongs to one fit.
+
+    Lightning gives each callback its module's `log` and `log_dict`, and with them the module.
+
+    Args:
+        callback: The callback.
+        of_one_fit: Further attributes that belong to one fit, and their values between fits.
+    """
+    given = ("log", "log_dict")
+    return {**{k: v for k, v in vars(callback).items() if k not in given}, **of_one_fit}

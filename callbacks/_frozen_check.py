@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lstm_freeze import FrozenGuard
 from lstm_freeze._checks import as_integer, as_one_of
 
-from ._both import Callback
+from ._both import Callback, without_fit
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -38,6 +38,10 @@ class FrozenWeightsCheck(Callback):
         self.every_n_steps = as_integer(every_n_steps, "every_n_steps", least=1)
         self.mode = as_one_of(mode, "mode", ("exact", "fingerprint"))
         self.guard: FrozenGuard | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: nothing of a module, an optimizer or a guard."""
+        return without_fit(self, guard=None)
 
     @property
     def checks(self) -> int:

@@ -62,6 +62,25 @@ def ddp_mistakes(model: nn.Module | None, resolved: ResolvedSchedule) -> list[st
     return mistakes
 
 
+def advance_mistakes(
+    trainer: Trainer, advance: Plateau | None, resolved: ResolvedSchedule
+) -> list[str]:
+    """What is wrong with letting a metric decide in this fit."""
+    if advance is None:
+        return []
+    mistakes = []
+    if not trainer.enable_validation:
+        mistakes.append(
+            f"advance=Plateau({advance.monitor!r}) looks at a metric after each validation, and "
+            "this fit has none; give it validation data"
+        )
+    if resolved.schedule.annealing is not None:
+        mistakes.append(
+            "progressive_freezing fixes the times of its phases, so it takes no `advance`"
+        )
+    return mistakes
+
+
 def refuse_uneven(trainer: Trainer) -> None:
     """Raise ValueError if the ranks have different numbers of batches, on every rank alike.
 

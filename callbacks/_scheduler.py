@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lstm_freeze import FreezeSchedule, FrozenGuard, Phase, Recipe
+from lstm_freeze import FreezeSchedule, FrozenGuard, Recipe
+from lstm_freeze._optimizers import drop_state
 from lstm_freeze._schedule import ResolvedSchedule, raise_all
 
 from ._advance import Plateau, PlateauState, monitored, validate, validation_follows
-from ._both import Callback, stage_is_fit
+from ._both import Callback, stage_is_fit, without_fit
 from ._ddp import align_buffers, send_trainable_only
 from ._frozen_check import FrozenWeightsCheck
+from ._given import Given, as_schedule, schedule_for
 from ._logged import log_caches, log_phase
-from ._refusals import ddp_mistakes, differences, refuse_sharding, refuse_uneven
+from ._neighbours import averaging_mistakes, warn_if_stopped, warn_of_early_ones
+from ._refusals import advance_mistakes, ddp_mistakes, differences, refuse_sharding, refuse_uneven
 from ._weights import load_weights, snapshot
 
 if TYPE_CHECKING:
@@ -67,15 +68,7 @@ class FreezeScheduler(Callback):
 
     def __init__(
         self,
-        schedule: (
-            FreezeSchedule
-            | Recipe
-            | dict[int | str, Any]
-            | list[Phase]
-            | str
-            | os.PathLike[str]
-            | Callable[[nn.Module], FreezeSchedule | Recipe]
-        ),
+        schedule: Given,
         *,
         check: str | None = "step",
         advance: Plateau | None = None,
@@ -89,6 +82,7 @@ class FreezeScheduler(Callback):
         self.advance = advance
         self.resolved: ResolvedSchedule | None = None
         self._given = as_schedule(schedule)
+        self._schedule: FreezeSchedule | None = None
         self._plateau = PlateauState()
         self._best: dict[str, Tensor] = {}
         self._restored: dict[str, Any] | None = None
@@ -106,27 +100,29 @@ class FreezeScheduler(Callback):
     @property
     def state_key(self) -> str:
         """The callback's key in a checkpoint: one scheduler for one scope."""
-        schedule = self.resolved.schedule if self.resolved is not None else self._given
+        schedule = self._given if self._schedule is None else self._schedule
         if not isinstance(schedule, (FreezeSchedule, Recipe)):
             return f"FreezeScheduler{{{id(self)}}}"
         scope, exclude = list(schedule.scope), list(schedule.exclude)
         return f"FreezeScheduler{ {'scope': scope, 'exclude': exclude} }"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: nothing of a module, an optimizer or a guard."""
+        return without_fit(self, resolved=None, _module=None, _guard=None)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make trainable what some phase trains, before optimizers and DDP look at the module."""
         if stage != "fit":
             return
         refuse_sharding(trainer, self.advance)
-        if self._module is None or self._module() is not pl_module:
-            self._module = weakref.ref(pl_module)
-            self._plateau, self._best = PlateauState(), {}
-        self._restored = self._resumed_at = None
+        warn_of_early_ones(trainer, self)
+        self._begin_anew(trainer, pl_module)
         try:
-            resolved, mistakes = self._schedule_for(pl_module).try_resolve(pl_module)
+            resolved, mistakes = schedule_for(self._given, pl_module).try_resolve(pl_module)
         except ValueError:
             return  # said in on_fit_start: configure_model may still make what is missing
         if not mistakes:
-            self.resolved = resolved
+            self._use(resolved)
             resolved.prepare()
 
     def on_load_checkpoint(
@@ -135,7 +131,7 @@ class FreezeScheduler(Callback):
         """Refuse a checkpoint whose schedule decides about something else."""
         self._resumed_at = (checkpoint["epoch"], checkpoint["global_step"])
         if self.resolved is None:
-            self.resolved = self._schedule_for(pl_module).resolve(pl_module)
+            self._use(schedule_for(self._given, pl_module).resolve(pl_module))
         states = checkpoint.get("callbacks", {})
         present = {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
         others = [k for k in states if str(k).startswith("FreezeScheduler{") and k not in present]
@@ -147,10 +143,10 @@ class FreezeScheduler(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The schedule, the phase and, with `advance`, the state of the metric."""
-        if self.resolved is None:
+        if self._schedule is None:
             return {}
         state = {
-            "schedule": self.resolved.schedule.describe(),
+            "schedule": self._schedule.describe(),
             "phase": self._index,
             "plateau": self._plateau.as_dict() if self.advance else None,
         }
@@ -162,18 +158,20 @@ class FreezeScheduler(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check everything, then enter the phase."""
-        resolved, mistakes = self._schedule_for(pl_module).try_resolve(pl_module)
+        resolved, mistakes = schedule_for(self._given, pl_module).try_resolve(pl_module)
         mistakes += resolved.mistakes(
             trainer.optimizers,
             [config.scheduler for config in trainer.lr_scheduler_configs],
             scaled=getattr(trainer.precision_plugin, "scaler", None) is not None,
         )
         mistakes += ddp_mistakes(trainer.model, resolved)
-        mistakes += self._advance_mistakes(trainer, resolved.schedule)
+        mistakes += advance_mistakes(trainer, self.advance, resolved)
         if self._restored is not None:
             mistakes += differences(self._restored, self._description(resolved.schedule))
         raise_all(mistakes)
-        self.resolved = resolved
+        self._use(resolved)
+        if trainer.global_step == 0:
+            resolved.forget_rates(trainer.optimizers)
         send_trainable_only(trainer.model)
         if self._restored is not None and self.advance is not None:
             self._plateau = PlateauState(**self._restored["plateau"])
@@ -191,6 +189,7 @@ class FreezeScheduler(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the phase of the epoch and step that a checkpoint brought."""
         refuse_uneven(trainer)
+        raise_all(list(averaging_mistakes(trainer, self._fitted)))
         if self._fitted.schedule.annealing and math.isinf(trainer.num_training_batches):
             raise ValueError(
                 "progressive_freezing needs the length of an epoch, and the training data has "
@@ -222,6 +221,8 @@ class FreezeScheduler(Callback):
         elif resolved.schedule.annealing is not None:
             epoch = trainer.current_epoch + batch_idx / float(trainer.num_training_batches)
             resolved.anneal(trainer.optimizers, epoch)
+        if resolved.warms_up:
+            resolved.show_warm_up(trainer.optimizers, True)
         if not self._logged:
             self._logged = True
             log_phase(trainer, pl_module, resolved, self._index)
@@ -229,7 +230,12 @@ class FreezeScheduler(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note for a checkpoint made now that a validation is to follow."""
+        """Note for a checkpoint made now that a validation is to follow.
+
+        LR schedulers step between batches, and find the rates without a warm-up.
+        """
+        if self._fitted.warms_up:
+            self._fitted.show_warm_up(trainer.optimizers, False)
         if self.advance is not None and validation_follows(trainer, batch_idx):
             self._plateau = replace(self._plateau, awaits=True)
 
@@ -245,13 +251,17 @@ class FreezeScheduler(Callback):
         )
         self._plateau = self._plateau.after(value, improved, trainer.global_step)
         if improved and self.advance.restore_best:
-            self._best = snapshot(pl_module)
+            self._best = snapshot(pl_module, self._fitted.inside.values())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare what is frozen, with `check="epoch"`, and log what prefix caches have done."""
         if self._guard is not None and self.check == "epoch":
             self._guard.check(step=trainer.global_step)
         log_caches(pl_module, self._fitted)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where EarlyStopping has left out phases."""
+        warn_if_stopped(trainer, self._index, len(self._fitted.phases))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare once more: averaging callbacks write weights at the end of training."""
@@ -271,13 +281,16 @@ class FreezeScheduler(Callback):
         assert self.resolved is not None
         return self.resolved
 
-    def _schedule_for(self, pl_module: nn.Module) -> FreezeSchedule:
-        given = self._given
-        if not isinstance(given, (FreezeSchedule, Recipe)):
-            given = given(pl_module)
-            if not isinstance(given, (FreezeSchedule, Recipe)):
-                raise TypeError(f"`schedule` must return a FreezeSchedule, it returned {given!r}")
-        return given.for_model(pl_module)
+    def _use(self, resolved: ResolvedSchedule) -> None:
+        self.resolved, self._schedule = resolved, resolved.schedule
+
+    def _begin_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget earlier fits, unless the same Trainer goes on with the same module."""
+        goes_on = trainer.global_step > 0 and self._module and self._module() is pl_module
+        if not goes_on:
+            self._plateau, self._best, self._index = PlateauState(), {}, 0
+        self._module = weakref.ref(pl_module)
+        self.resolved = self._schedule = self._restored = self._resumed_at = None
 
     def _phase_at(self, epoch: int, step: int) -> int:
         if self.advance is not None:
@@ -296,7 +309,7 @@ class FreezeScheduler(Callback):
         if index != self._index:
             align_buffers(trainer.model)
         self._index = index
-        self._fitted.enter(index, trainer.optimizers)
+        self._fitted.enter(index, trainer.optimizers, show_warm_up=False)
         self._fitted.prefixes.enter(index)
         self._logged = False
 
@@ -319,27 +332,11 @@ class FreezeScheduler(Callback):
     def _next_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._best:
             load_weights(pl_module, self._best)
-        for optimizer in trainer.optimizers:
-            optimizer.state.clear()
+        drop_state(trainer.optimizers, self._fitted.inside.values())
         self._plateau, self._best = self._plateau.next(trainer.current_epoch), {}
 
     def _description(self, schedule: FreezeSchedule) -> dict[str, Any]:
         return {"schedule": schedule.describe(), "plateau": self.advance}
-
-    def _advance_mistakes(self, trainer: Trainer, schedule: FreezeSchedule) -> list[str]:
-        if self.advance is None:
-            return []
-        mistakes = []
-        if not trainer.enable_validation:
-            mistakes.append(
-                f"advance=Plateau({self.advance.monitor!r}) looks at a metric after each "
-                "validation, and this fit has none; give it validation data"
-            )
-        if schedule.annealing is not None:
-            mistakes.append(
-                "progressive_freezing fixes the times of its phases, so it takes no `advance`"
-            )
-        return mistakes
 
     def _detach(self) -> None:
         if self.resolved is not None:
@@ -347,28 +344,6 @@ class FreezeScheduler(Callback):
         if self._guard is not None:
             self._guard.detach()
             self._guard = None
-
-
-def as_schedule(
-    schedule: Any,
-) -> FreezeSchedule | Recipe | Callable[[nn.Module], FreezeSchedule | Recipe]:
-    """What was given as a schedule, or as the function that makes one."""
-    if isinstance(schedule, (FreezeSchedule, Recipe)):
-        return schedule
-    if isinstance(schedule, (str, os.PathLike)):
-        return FreezeSchedule.from_yaml(schedule)
-    if isinstance(schedule, Mapping) and schedule.keys() & {"phases", "recipe"}:
-        # What LightningCLI makes of the path of a YAML file: its content.
-        return FreezeSchedule.from_description(schedule)
-    if isinstance(schedule, (Mapping, Sequence)):
-        return FreezeSchedule(schedule)
-    if callable(schedule):
-        function: Callable[[nn.Module], FreezeSchedule | Recipe] = schedule
-        return function
-    raise TypeError(
-        "`schedule` must be a FreezeSchedule, a mapping start -> targets, the path of a YAML file "
-        f"or a function module -> FreezeSchedule, got {type(schedule).__name__}"
-    )
 
 
 def _has_check(trainer: Trainer) -> bool:

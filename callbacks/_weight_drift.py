@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
 from lstm_freeze import param_groups
 from lstm_freeze._checks import as_integer
 
-from ._both import Callback
+from ._both import Callback, without_fit
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -57,8 +58,9 @@ class WeightDrift(Callback):
     """Log how far the weights have moved from where they began, per layer and direction.
 
     Logs `weight_drift/<group>` = ||w - w0|| / ||w0||, where w0 are the weights at the start of the
-    first fit; where w0 is zero, ||w - w0||. What is frozen reads exactly 0 as long as it was never
-    trained. w0 is in the checkpoint, so a resumed run measures from the same beginning.
+    fit; where w0 is zero, ||w - w0||. What is frozen reads exactly 0 as long as it was never
+    trained. w0 is in the checkpoint, so a resumed run measures from the same beginning. A fit of
+    another Trainer begins anew. Lazy modules are measured from what their first batch made them.
 
     Args:
         every_n_steps: Log after every so many optimizer steps.
@@ -76,10 +78,22 @@ class WeightDrift(Callback):
         self.every_n_steps = as_integer(every_n_steps, "every_n_steps", least=1)
         self.start: dict[str, Tensor] = {}
         self._module: weakref.ref[nn.Module] | None = None
-        self._restored = False
         self._drift: Drift | None = None
         self._groups: dict[str, dict[str, nn.Parameter]] = {}
         self._last_step = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: nothing of a module but the weights it began with."""
+        return without_fit(self, _module=None, _drift=None, _groups={})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget where earlier fits began, unless the same Trainer goes on with the same module."""
+        if stage == "fit":
+            goes_on = trainer.global_step > 0 and self._module and self._module() is pl_module
+            if not goes_on:
+                self.start = {}
+            self._module = weakref.ref(pl_module)
+            self._groups = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The weights at the beginning."""
@@ -87,29 +101,22 @@ class WeightDrift(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Measure from the beginning that the checkpoint remembers."""
-        self.start = dict(state_dict["start"])
-        self._restored = True
+        self.start = dict(state_dict.get("start", {}))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the weights, unless a checkpoint or an earlier fit did."""
-        same = self._module is not None and self._module() is pl_module
-        self._module = weakref.ref(pl_module)
-        self._groups = groups_of(pl_module)
-        weights = {n: p for group in self._groups.values() for n, p in group.items()}
-        if not (self.start and (self._restored or same)):
-            self.start = {n: p.detach().clone() for n, p in weights.items()}
-        if other := differing(self.start, weights):
-            raise ValueError(
-                f"the checkpoint's WeightDrift remembers other weights: {other}; resume with the "
-                "model it was made with, or without WeightDrift"
-            )
-        self.start = {n: _laid_out_as(weights[n], w) for n, w in self.start.items()}
-        self._restored = False
-        self._drift = Drift(len(self._groups)).to(pl_module.device)
+        """Remember the weights, unless a checkpoint has brought where they began."""
+        self._remember(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from the step that a checkpoint brought."""
         self._last_step = trainer.global_step
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Remember the weights of lazy modules, which their first batch has just made."""
+        if not self._groups:
+            self._remember(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -117,9 +124,24 @@ class WeightDrift(Callback):
         """Log after every n-th step."""
         step, before = trainer.global_step, self._last_step
         self._last_step = step
-        if step // self.every_n_steps > before // self.every_n_steps:
+        if self._groups and step // self.every_n_steps > before // self.every_n_steps:
             for name, value in self.measure().items():
                 pl_module.log(f"weight_drift/{name}", value, on_step=True, on_epoch=False)
+
+    def _remember(self, pl_module: nn.Module) -> None:
+        if any(is_lazy(p) for p in pl_module.parameters()):
+            return
+        self._groups = groups_of(pl_module)
+        weights = {n: p for group in self._groups.values() for n, p in group.items()}
+        if not self.start:
+            self.start = {n: p.detach().clone() for n, p in weights.items()}
+        if other := differing(self.start, weights):
+            raise ValueError(
+                f"the checkpoint's WeightDrift remembers other weights: {other}; resume with the "
+                "model it was made with, or without WeightDrift"
+            )
+        self.start = {n: _laid_out_as(weights[n], w) for n, w in self.start.items()}
+        self._drift = Drift(len(self._groups)).to(next(iter(weights.values())).device)
 
     def measure(self) -> dict[str, float]:
         """The present distance of each group."""

@@ -1,20 +1,30 @@
-"""A phase's best weights: what trains and the buffers, kept on the CPU and written back."""
+"""A phase's best weights: what the schedule trains, kept on the CPU and written back."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    """Copy everything of the module's state that training changes."""
-    frozen = {
-        name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad
+def snapshot(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[str, Tensor]:
+    """Copy all of the module's state that training changes, as far as it belongs to a scope.
+
+    A buffer belongs to it where all parameters beside it do: those of its own module, or of the
+    nearest module around it that has any.
+    """
+    ids = {id(p) for p in scope}
+    left_out = {
+        name
+        for name, p in module.named_parameters(remove_duplicate=False)
+        if id(p) not in ids or not p.requires_grad
     }
+    left_out |= set(_buffers_outside(module, ids))
     return {
         name: value.detach().to("cpu", copy=True)
         for name, value in module.state_dict().items()
-        if name not in frozen and isinstance(value, Tensor)
+        if name not in left_out and isinstance(value, Tensor)
     }
 
 
@@ -24,3 +34,13 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
     for name, value in module.state_dict().items():
         if name in weights:
             value.copy_(weights[name])
+
+
+def _buffers_outside(module: nn.Module, ids: set[int]) -> Iterator[str]:
+    modules = dict(module.named_modules(remove_duplicate=False))
+    for name, _ in module.named_buffers(remove_duplicate=False):
+        path = name.rpartition(".")[0]
+        while path and not any(True for _ in modules[path].parameters()):
+            path = path.rpartition(".")[0]
+        if not all(id(p) in ids for p in modules[path].parameters()):
+            yield name

@@ -96,14 +96,14 @@ def trainer(L, *callbacks, **options):
     return L.Trainer(callbacks=list(callbacks), **{"max_epochs": 3, **QUIET, **options})
 
 
-def fit(L, model, *callbacks, val=True, ckpt_path=None, loader=None, **options):
-    """Fit, with warnings about workers and intervals silenced; gives the Trainer."""
+def fit(L, model, *callbacks, val=True, ckpt_path=None, loader=None, made=None, **options):
+    """Fit, with warnings about workers and intervals silenced; gives the Trainer (or goes on)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch|lightning")
         warnings.filterwarnings("ignore", message=".*LeafSpec")
-        made = trainer(L, *callbacks, **options)
+        made = trainer(L, *callbacks, **options) if made is None else made
         made.fit(
             model,
             data() if loader is None else loader,

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from _fits import bits, data, fit, lightning, module, names, on, recorder, same
+from torch import nn
 
+from lstm_freeze import FreezeSchedule
 from lstm_freeze.callbacks import FreezeScheduler, FrozenWeightsCheck, Plateau
 from lstm_freeze.callbacks._advance import PlateauState
 
@@ -142,6 +144,77 @@ def test_the_best_weights_come_back_before_the_next_phase(restore):
     assert not same(ends[1], ends[3])
     assert same(starts[4], ends[1]) is restore
     assert same(starts[4], ends[3]) is not restore
+
+
+class Two(L.LightningModule):
+    """A generator and a discriminator, each with its own optimizer, batch norm and buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.encoder = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
+        self.head = nn.Linear(4, 2)
+        self.critic = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        self.register_buffer("count", torch.zeros(()))
+
+    def training_step(self, batch, index):
+        self.count += 1
+        made = self.head(self.encoder(torch.rand(4, 2)))
+        for optimizer, loss in zip(
+            self.optimizers(),
+            (made.square().mean(), self.critic(torch.rand(4, 2)).square().mean()),
+            strict=True,
+        ):
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def validation_step(self, batch, index):
+        self.log("val_loss", 5.0)
+
+    def configure_optimizers(self):
+        mine = [*self.encoder.parameters(), *self.head.parameters()]
+        return torch.optim.Adam(mine), torch.optim.Adam(self.critic.parameters())
+
+
+@pytest.mark.parametrize("exclude", [None, "encoder.0", "encoder.1"])
+def test_a_new_phase_leaves_what_is_outside_its_scope(exclude):
+    """Optimizer state, weights and buffers of the critic go on; those of the scope go back."""
+    torch.manual_seed(0)
+    m = Two()
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append((bits(pl_module), states(trainer)))
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 0:
+                seen.append((bits(pl_module), states(trainer)))
+
+    def states(trainer):
+        return [
+            {name: float(o.state[p]["step"]) for name, p in m.named_parameters() if p in o.state}
+            for o in trainer.optimizers
+        ]
+
+    schedule = FreezeSchedule(
+        {0: ["head", "encoder"], 1: "*"}, scope=["encoder", "head"], exclude=exclude
+    )
+    plateau = Plateau(patience=1, restore_best=True)
+    callback = FreezeScheduler(schedule, advance=plateau)
+    fit(L, m, callback, Watch(), max_epochs=3, num_sanity_val_steps=0)
+    assert callback.phase == 1
+    (best, _), (end, _), (start, state) = seen[1], seen[3], seen[4]
+    outside = {n for n in end if n.startswith(("critic", "count", exclude or "critic"))}
+    assert all(torch.equal(start[n], end[n]) for n in outside)
+    assert all(torch.equal(start[n], best[n]) for n in end.keys() - outside)
+    assert not torch.equal(end["critic.0.weight"], best["critic.0.weight"])
+    assert not torch.equal(end["head.weight"], best["head.weight"])
+    assert set(state[0]) == {
+        n for n in outside if n.startswith("encoder") and "running" not in n and "num_" not in n
+    }
+    assert set(state[1].values()) == {8.0}
 
 
 def test_a_metric_that_was_not_logged():

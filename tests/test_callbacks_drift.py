@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from _fits import LIGHTNINGS, fit, lightning, module, recorder
+from _fits import LIGHTNINGS, fit, lightning, module, recorder, same
+from torch import nn
 from torchmetrics import Metric
 
 from lstm_freeze.callbacks import FreezeScheduler, WeightDrift
@@ -113,12 +114,53 @@ def test_another_model_is_refused(tmp_path):
         fit(L, module(L), WeightDrift(1), ckpt_path=tmp_path / "other.ckpt")
 
 
-def test_a_second_fit_goes_on_measuring():
+def test_another_trainers_fit_begins_anew():
+    """As in cross-validation, also where the folds share the module."""
     m, drift = module(L), WeightDrift(1)
     fit(L, m, drift, max_epochs=1)
-    start = {n: w.clone() for n, w in drift.start.items()}
+    ended = {n: p.detach().clone() for n, p in m.named_parameters()}
     fit(L, m, drift, max_epochs=1)
-    assert all(torch.equal(start[n], drift.start[n]) for n in start)
+    assert same(drift.start, ended)
+    other = module(L, seed=5)
+    began = {n: p.detach().clone() for n, p in other.named_parameters()}
+    fit(L, other, drift, max_epochs=1)
+    assert same(drift.start, began)
+    assert not same(drift.start, ended)
+
+
+def test_the_same_trainer_goes_on_measuring():
+    m, drift = module(L), WeightDrift(1)
+    t = fit(L, m, drift, max_epochs=1)
+    start = {n: w.clone() for n, w in drift.start.items()}
+    t.fit_loop.max_epochs = 2
+    fit(L, m, made=t)
+    assert same(drift.start, start)
+    assert not same(drift.start, dict(m.named_parameters()))
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_lazy_modules_are_measured_from_what_their_first_batch_made_them(sanity):
+    class Lazy(type(module(L))):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.LazyLinear(2)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    m = Lazy()
+    began = {}
+    note = recorder(L, lambda t, m: None)
+    note.on_before_zero_grad = lambda t, m, o: began.update(
+        {} if began else {n: p.detach().clone() for n, p in m.named_parameters()}
+    )
+    t = fit(L, m, WeightDrift(1), note, num_sanity_val_steps=sanity, max_epochs=1)
+    ended = dict(m.named_parameters())
+    a = torch.cat([ended[f"head.{n}"].detach().flatten() for n in ("weight", "bias")])
+    b = torch.cat([began[f"head.{n}"].flatten() for n in ("weight", "bias")])
+    found = logged(t)["weight_drift/head"]
+    assert found == pytest.approx(float((a - b).norm() / b.norm()), rel=1e-4)
+    assert found > 0
 
 
 @pytest.mark.parametrize(

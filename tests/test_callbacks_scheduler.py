@@ -518,7 +518,7 @@ def test_doing_nothing_costs_nothing():
             resolved = callback.resolved
             if not calls:
                 inner = resolved.enter
-                resolved.enter = lambda *a: (calls.append("enter"), inner(*a))[1]
+                resolved.enter = lambda *a, **k: (calls.append("enter"), inner(*a, **k))[1]
                 calls.append("begun")
 
     fit(L, m, callback, Counts(), max_epochs=1)
@@ -537,7 +537,12 @@ def test_a_phase_is_entered_once_at_a_fits_start(resumed, monkeypatch, tmp_path)
         (PrefixLevels, "enter", computed),
     ):
         inner = getattr(kind, name)
-        monkeypatch.setattr(kind, name, lambda *a, i=inner, c=calls: (c.append(a[1]), i(*a))[1])
+
+        def wrapped(*args, inner=inner, calls=calls, **options):
+            calls.append(args[1])
+            return inner(*args, **options)
+
+        monkeypatch.setattr(kind, name, wrapped)
     checkpoint = tmp_path / "one.ckpt" if resumed else None
     fit(L, module(L), FreezeScheduler({0: "head"}), max_epochs=3, ckpt_path=checkpoint)
     assert entered == computed == [0] * (1 + resumed)

@@ -18,6 +18,7 @@ from lstm_freeze import (
     FreezeSchedule,
     FrozenGuard,
     FrozenWeightsChanged,
+    Phase,
     freeze,
     param_groups,
     replace_lstm,
@@ -771,3 +772,58 @@ def test_30_what_is_outside_the_scope_stays_as_the_user_set_it():
             [id(p.grad) for p in model["critic"].parameters()],
         ) == before
     assert frozen(model["generator"]) == set()
+
+
+# ---- issue 15, points 10 to 12: rates (8, 14 and 15 are in test_callbacks_lifecycle.py)
+
+
+def two_parts(lr=1e-2):
+    model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    return model, torch.optim.SGD(param_groups(model, lr))
+
+
+def step_with_ones(model, optimizer):
+    """A step whose gradients are 1; gives the rate that moved the head."""
+    before = model["head"].weight.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return float((before - model["head"].weight.detach()).mean())
+
+
+def test_point_10_a_warm_up_through_steps_at_rate_0():
+    """It is a part of the rate without it, whatever that is in a step; see test_warmup.py."""
+    model, optimizer = two_parts()
+    FreezeSchedule([Phase(0, "*", lr=1e-2, warmup=4)]).apply(model, 0, optimizer)
+    used = []
+    for rate in (0.0, 0.02, 0.0, 0.04, 0.04):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        used.append(step_with_ones(model, optimizer))
+    assert used == pytest.approx([0, 0.01, 0, 0.04, 0.04], abs=1e-7)
+
+
+def test_point_11_an_lr_scheduler_that_overwrites_phase_rates_in_a_plain_loop():
+    """It is refused where it exists; see test_lr_schedulers.py."""
+    alone = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(alone, lambda epoch: 0.8)
+    alone.param_groups[0]["lr"] = 1e-4
+    alone.step()
+    scheduler.step()
+    assert alone.param_groups[0]["lr"] == pytest.approx(8e-3)  # the phase's rate is gone
+    model, optimizer = two_parts()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.8)
+    with pytest.raises(ValueError, match="LambdaLR may overwrite them"):
+        FreezeSchedule([Phase(0, "*", lr=1e-4)]).apply(model, 0, optimizer)
+    del scheduler
+
+
+def test_point_12_rates_are_set_for_each_schedule_and_each_run():
+    model, optimizer = two_parts()
+    for lr in (0.5, 0.25):
+        for _ in range(2):
+            for epoch in range(3):
+                FreezeSchedule([Phase(0, "*", lr=lr)]).apply(model, epoch, optimizer)
+                assert optimizer.param_groups[0]["lr"] == lr * 0.5**epoch
+                for group in optimizer.param_groups:
+                    group["lr"] *= 0.5

@@ -218,7 +218,7 @@ ROOMS = [
 CALLBACKS_ORDER = [
     "_both", "_ddp", "_weights", "_refusals", "_advance", "_frozen_check", "_weight_drift",
     "_save_changes", "_weight_anchor",
-    "_logged", "_scheduler", "_gradual", "__init__",
+    "_given", "_neighbours", "_logged", "_scheduler", "_gradual", "__init__",
 ]
 # fmt: on
 EXTENSIONS = {"_timeloop", "_words"}

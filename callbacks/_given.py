@@ -1,0 +1,55 @@
+"""What users give as a schedule, in all of its forms."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from lstm_freeze import FreezeSchedule, Phase, Recipe
+
+Made = FreezeSchedule | Recipe | Callable[[nn.Module], FreezeSchedule | Recipe]
+"""A schedule, a recipe, or the function that makes one for a module."""
+Given = Made | dict[int | str, Any] | list[Phase] | str | os.PathLike[str]
+"""The forms in which users give one."""
+
+
+def as_schedule(schedule: Any) -> Made:
+    """What was given as a schedule, or as the function that makes one.
+
+    Mappings and lists may be of any type, like those of configuration frameworks.
+    """
+    if isinstance(schedule, (FreezeSchedule, Recipe)):
+        return schedule
+    if isinstance(schedule, (str, os.PathLike)):
+        return FreezeSchedule.from_yaml(schedule)
+    if isinstance(schedule, Mapping) and schedule.keys() & {"phases", "recipe"}:
+        # What LightningCLI makes of the path of a YAML file: its content.
+        return FreezeSchedule.from_description(schedule)
+    if isinstance(schedule, Sequence) and all(isinstance(item, Mapping) for item in schedule):
+        return FreezeSchedule.from_description({"phases": schedule})
+    if isinstance(schedule, (Mapping, Sequence)) and not isinstance(schedule, bytes):
+        return FreezeSchedule(schedule)
+    if callable(schedule):
+        function: Callable[[nn.Module], FreezeSchedule | Recipe] = schedule
+        return function
+    raise TypeError(
+        "`schedule` must be a FreezeSchedule, a mapping start -> targets, the path of a YAML file "
+        f"or a function module -> FreezeSchedule, got {type(schedule).__name__}"
+    )
+
+
+def schedule_for(made: Made, module: nn.Module) -> FreezeSchedule:
+    """The schedule for a module.
+
+    Raises:
+        TypeError: A function returned something else.
+        ValueError: A recipe's argument names nothing in the module.
+    """
+    if not isinstance(made, (FreezeSchedule, Recipe)):
+        made = made(module)
+        if not isinstance(made, (FreezeSchedule, Recipe)):
+            raise TypeError(f"`schedule` must return a FreezeSchedule, it returned {made!r}")
+    return made.for_model(module)

@@ -1,0 +1,69 @@
+"""Other callbacks of a fit that do not know of the schedule: what they do to it is said."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lstm_freeze._schedule import ResolvedSchedule
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, Trainer
+
+
+def named(trainer: Trainer, name: str) -> list[Callback]:
+    """The callbacks of a class of this name, in either Lightning, or of one that inherits it."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [c for c in callbacks if name in {base.__name__ for base in type(c).__mro__}]
+
+
+def warn_of_early_ones(trainer: Trainer, scheduler: Callback) -> None:
+    """Warn of callbacks that act before the first phase has begun."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if named(trainer, "LearningRateFinder"):
+        warnings.warn(
+            "the learning rate finder runs before the schedule begins, so it trains everything "
+            "that some phase trains; to find the rate of one phase, run it in a Trainer without "
+            f"{type(scheduler).__name__}, after schedule.apply(module, epoch)",
+            stacklevel=2,
+        )
+    for summary in named(trainer, "ModelSummary"):
+        if callbacks.index(summary) < callbacks.index(scheduler):
+            warnings.warn(
+                f"{type(summary).__name__} stands before {type(scheduler).__name__} in the "
+                "Trainer's callbacks, so it shows as trainable all that some phase trains; list "
+                "it after, and it shows the first phase",
+                stacklevel=2,
+            )
+
+
+def averaging_mistakes(trainer: Trainer, resolved: ResolvedSchedule) -> Iterator[str]:
+    """What is wrong with SWA's own LR scheduler beside rates that phases set."""
+    for swa in named(trainer, "StochasticWeightAveraging"):
+        start: int = swa.swa_start  # type: ignore[attr-defined]
+        late = [
+            phase.phase
+            for phase in resolved.phases
+            if phase.phase.sets_rates
+            and (resolved.schedule.unit == "step" or start <= phase.phase.start)
+        ]
+        if late or resolved.schedule.annealing is not None:
+            yield (
+                f"StochasticWeightAveraging sets every learning rate from epoch {start} on, and so "
+                "does the schedule; let all phases that set rates begin before it "
+                "(swa_epoch_start), or leave lr= and warmup= out of those after it"
+            )
+
+
+def warn_if_stopped(trainer: Trainer, index: int, phases: int) -> None:
+    """Warn where a run was stopped before the last phase had begun."""
+    stoppers = named(trainer, "EarlyStopping")
+    if not (stoppers and trainer.should_stop and index + 1 < phases):
+        return
+    warnings.warn(
+        f"EarlyStopping ended the run in phase {index} of {phases} (counted from 0), so what only "
+        "later phases train was never trained; give it more patience than a phase lasts, or let "
+        "advance=Plateau(...) begin the next phase with less patience than EarlyStopping has",
+        stacklevel=2,
+    )
