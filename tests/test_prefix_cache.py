@@ -408,7 +408,7 @@ def test_levels_set_later_are_checked_and_in_order():
 
 
 def _hx():
-    return torch.zeros(2 * L, 4, H), torch.zeros(2 * L, 4, H)
+    return torch.zeros(2 * L, 4, H), torch.full((2 * L, 4, H), 0.5)
 
 
 def _compiled(lstm, x):
@@ -431,6 +431,61 @@ def test_bypassed(call):
     cached, _ = twins()
     call(cached, dense())
     assert counts(cached) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "make", [dense, lambda **k: packed(7, 2, 5, 5, **k)], ids=["dense", "packed"]
+)
+@pytest.mark.parametrize("options", [{}, {"bidirectional": False}, {"proj_size": 2}], ids=str)
+def test_initial_states_of_zeros_count_as_none(options, make):
+    cached, plain = twins(**options)
+    x, D = make(), 1 + plain.bidirectional
+    h, c = torch.zeros(L * D, 4, plain.proj_size or H), -torch.zeros(L * D, 4, H)
+    cached(x)
+    assert_same(lambda x: cached(x, (h, c)), plain, x)
+    assert counts(cached) == (4, 4)
+    # What the layers above the prefix begin with is not the prefix's concern, and is kept.
+    h[2 * D :], c[2 * D :] = 0.3, -0.7
+    assert_same(lambda x: cached(x, (h, c)), lambda x: plain(x, (h, c)), x)
+    assert counts(cached) == (8, 4)
+    assert not torch.allclose(tensors(plain(x, (h, c)))[0], tensors(plain(x))[0], atol=1e-3)
+
+
+def test_a_batch_with_states_of_zeros_computes_only_the_samples_that_miss():
+    cached, plain = twins()
+    x, states = dense(), (torch.zeros(2 * L, 4, H), torch.zeros(2 * L, 4, H))
+    cached(x[:, :3])
+    assert_same(lambda x: cached(x, states), plain, x)
+    assert counts(cached) == (3, 4)
+
+
+BEGINNINGS = {
+    "one number": lambda h, c: h[0, 0, :1].fill_(1e-30),
+    "the other state": lambda h, c: c[1, -1, -1:].fill_(1.0),
+    "NaN": lambda h, c: h[1, 0, :1].fill_(float("nan")),
+    "trained": lambda h, c: h.requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS.values(), ids=BEGINNINGS)
+def test_other_initial_states_bypass_it_in_silence(begin):
+    cached, plain = twins()
+    states = torch.zeros(2 * L, 4, H), torch.zeros(2 * L, 4, H)
+    begin(*states)
+    x = dense()
+    for got, expected in zip(tensors(cached(x, states)), tensors(plain(x, states)), strict=True):
+        assert torch.equal(got.isnan(), expected.isnan())
+        torch.testing.assert_close(got, expected, equal_nan=True)
+    assert counts(cached) == (0, 0)
+
+
+def test_autocast_knows_zeros_from_none_by_their_dtypes_only():
+    cached, plain = twins()
+    x, states = packed(5, 3), (torch.zeros(2 * L, 2, H), torch.zeros(2 * L, 2, H))
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            assert_same(lambda x: cached(x, states), lambda x: plain(x, states), x, tolerance=1e-2)
+    assert counts(cached) == (2, 2)
 
 
 def test_nothing_is_kept_while_the_lowest_layer_trains():

@@ -36,9 +36,11 @@ class PrefixCache:
 
     Set it on a BiLSTM (`lstm.prefix_cache = PrefixCache()`); None switches it off. It serves calls
     without `hx` whose input needs no gradient, and is bypassed in all others, under tracing, export
-    and torch.func, and where dropout makes the prefix random. Results agree with the uncached ones
-    to rounding. Pickles and copies of the model have an empty cache of the same settings. With DDP
-    each rank has its own.
+    and torch.func, and where dropout makes the prefix random. An `hx` whose part for the prefix is
+    zeros counts as none on the CPU; on an accelerator, where looking would make the host wait, any
+    `hx` bypasses the cache, with one warning. A sample is its own rows: of packed input and with
+    `lengths`, padding plays no part. Results agree with the uncached ones to rounding. Pickles and
+    copies of the model have an empty cache of the same settings. With DDP each rank has its own.
 
     Args:
         max_bytes: The memory the kept outputs may take, on the device of the input.
@@ -70,7 +72,7 @@ class PrefixCache:
     def _reset(self) -> None:
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
         self._bytes = self._hits = self._misses = self._evictions = 0
-        self.has_warned = False
+        self._warned: set[str] = set()
 
     @property
     def keep_levels(self) -> tuple[int, ...]:
@@ -121,13 +123,22 @@ class PrefixCache:
 
     def warn_of_dropout(self) -> None:
         """Say once that dropout makes the prefix random, so that nothing can be kept."""
-        if not self.has_warned:
-            self.has_warned = True
-            warnings.warn(
-                "the prefix cache is bypassed: dropout between frozen layers makes their output "
-                'random; freeze(..., dropout="off") stops it',
-                stacklevel=2,
-            )
+        self._warn_once(
+            "dropout between frozen layers makes their output random; "
+            'freeze(..., dropout="off") stops it'
+        )
+
+    def warn_of_states(self) -> None:
+        """Say once that states on an accelerator are not looked at, so that nothing is served."""
+        self._warn_once(
+            "`hx` is given, and to see whether it is zeros the host would wait for the accelerator "
+            "at each call; leave `hx` out where it is zeros"
+        )
+
+    def _warn_once(self, why: str) -> None:
+        if why not in self._warned:
+            self._warned.add(why)
+            warnings.warn(f"the prefix cache is bypassed: {why}", stacklevel=3)
 
     def serve(
         self,

@@ -19,7 +19,7 @@ from .conversion import adopt, is_plain
 from .groups import ParameterGroup, groups_of
 from .padding import Lengths, as_lengths, masked_rows, padded_rows
 from .precision import precision_of
-from .prefix import CachesPrefix, frozen_prefix
+from .prefix import CachesPrefix, are_zeros, frozen_prefix
 from .rows import Rows, dense_rows, packed_rows, unpermuted
 from .stack import Stack, States
 from .tracing import is_traced, is_written_out
@@ -308,7 +308,9 @@ class BiLSTM(nn.Module):
         finals: list[States] = []
         if prefix:
             form = (precision, rows.data.dtype, rows.data.device, self.bidirectional)
-            rows, h, c = self.prefix_cache.serve(rows, prefix, form, stack.run)
+            # Their initial states, if given, are zeros.
+            run = stack._replace(hx=None).run
+            rows, h, c = self.prefix_cache.serve(rows, prefix, form, run)
             finals.append((h, c))
         rows, others = stack.run(rows, len(prefix), self.num_layers)
         finals += others
@@ -318,14 +320,17 @@ class BiLSTM(nn.Module):
 
     def _cached_prefix(self, rows: Rows, stack: Stack) -> list[list[Tensor]]:
         """The weights of each of the lowest layers that the prefix cache may serve."""
-        if stack.hx is not None or rows.data.requires_grad or is_traced(rows.data):
-            return []
-        if rows.data.numel() == 0:
+        if rows.data.requires_grad or is_traced(rows.data) or rows.data.numel() == 0:
             return []
         prefix = frozen_prefix(self.named_parameters(remove_duplicate=False), stack.weights)
         if any(stack.dropout[: len(prefix)]):
             self.prefix_cache.warn_of_dropout()
             return []
+        if prefix and stack.hx is not None:
+            zeros = are_zeros(state[: len(prefix) * self.num_directions] for state in stack.hx)
+            if zeros is None:
+                self.prefix_cache.warn_of_states()
+            return prefix if zeros else []
         return prefix
 
     def _read_weights(self) -> list[list[Weights]]:

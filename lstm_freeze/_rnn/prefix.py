@@ -31,6 +31,26 @@ class CachesPrefix(Protocol):
     def warn_of_dropout(self) -> None:
         """Say once that dropout makes the prefix random, so that nothing can be kept."""
 
+    def warn_of_states(self) -> None:
+        """Say once that states on an accelerator are not looked at, so that nothing is served."""
+
+
+def are_zeros(states: Iterable[Tensor]) -> bool | None:
+    """Whether initial states are zeros without gradient; None where asking makes the host wait.
+
+    >>> import torch
+    >>> are_zeros([torch.zeros(2, 3)]), are_zeros([torch.zeros(2), torch.ones(2)])
+    (True, False)
+    """
+    for state in states:
+        if state.requires_grad:
+            return False
+        if state.device.type != "cpu":
+            return None
+        if state.any():
+            return False
+    return True
+
 
 def frozen_prefix(
     named: Iterable[tuple[str, nn.Parameter]], weights: Sequence[Sequence[Weights]]

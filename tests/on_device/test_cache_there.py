@@ -65,3 +65,17 @@ def test_what_changed_can_only_miss(lstm, device):
     lstm(x)  # nothing is frozen below the lowest layer: not looked up
     assert lstm.prefix_cache.stats()["hits"] == 0
     assert lstm.prefix_cache.stats()["misses"] == 3 * 4
+
+
+def test_initial_states_are_not_read_and_bypass_it_with_one_warning(device, reads):
+    lstm = BiLSTM(4, 6, 2).to(device)
+    freeze(lstm, layers=0)
+    lstm.prefix_cache = PrefixCache()
+    x = torch.randn(7, 3, 4).to(device)
+    hx = torch.zeros(4, 3, 6).to(device), torch.zeros(4, 3, 6).to(device)
+    with pytest.warns(UserWarning, match="leave `hx` out where it is zeros"):
+        lstm(x, hx)
+    assert reads(lambda: lstm(x, hx)) == []  # nor is a second warning raised
+    assert lstm.prefix_cache.stats()["misses"] == 0
+    lstm(x)
+    assert lstm.prefix_cache.stats()["misses"] == 3
