@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lstm_freeze import FreezeSchedule, FrozenGuard, Recipe
+from lstm_freeze import FreezeSchedule, Recipe
 from lstm_freeze._optimizers import drop_state
 from lstm_freeze._schedule import ResolvedSchedule, raise_all
 
 from ._advance import Plateau, PlateauState, monitored, validate, validation_follows
 from ._both import Callback, stage_is_fit, without_fit
 from ._ddp import align_buffers, send_trainable_only
+from ._fit_guard import FitGuard
 from ._frozen_check import FrozenWeightsCheck
 from ._given import Given, as_schedule, schedule_for
 from ._logged import log_caches, log_phase
@@ -88,7 +89,7 @@ class FreezeScheduler(Callback):
         self._restored: dict[str, Any] | None = None
         self._resumed_at: tuple[int, int] | None = None
         self._module: weakref.ref[nn.Module] | None = None
-        self._guard: FrozenGuard | None = None
+        self._guard: FitGuard | None = None
         self._index = 0
         self._logged = False
 
@@ -182,9 +183,8 @@ class FreezeScheduler(Callback):
         self._enter(trainer, begun if self._restored is None else self._restored["phase"])
         self._restored = None
         if self.check and not _has_check(trainer):
-            self._guard = FrozenGuard(pl_module, mode="fingerprint")
-            if self.check == "step":
-                self._guard.attach(trainer.optimizers)
+            every = 1 if self.check == "step" else None
+            self._guard = FitGuard(pl_module, mode="fingerprint", every_n_steps=every)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the phase of the epoch and step that a checkpoint brought."""
@@ -197,8 +197,6 @@ class FreezeScheduler(Callback):
             )
         if self._plateau.began is None:
             self._plateau = replace(self._plateau, began=trainer.current_epoch)
-        if self._guard is not None:
-            self._guard.step = trainer.global_step
         # Since on_fit_start a checkpoint may have brought optimizer state of what is frozen back.
         self._follow(trainer, again=self._resumed_at is not None)
         if self._plateau.awaits:
@@ -214,6 +212,8 @@ class FreezeScheduler(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Enter the phase of this step, and set the rates of progressive freezing."""
+        if self._guard is not None:
+            self._guard.before_batch(trainer)
         resolved = self._fitted
         if resolved.schedule.unit == "step" and self.advance is None:
             if (index := resolved.index_at(trainer.global_step)) != self._index:
@@ -234,6 +234,8 @@ class FreezeScheduler(Callback):
 
         LR schedulers step between batches, and find the rates without a warm-up.
         """
+        if self._guard is not None:
+            self._guard.after_batch(trainer)
         if self._fitted.warms_up:
             self._fitted.show_warm_up(trainer.optimizers, False)
         if self.advance is not None and validation_follows(trainer, batch_idx):
@@ -256,7 +258,7 @@ class FreezeScheduler(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare what is frozen, with `check="epoch"`, and log what prefix caches have done."""
         if self._guard is not None and self.check == "epoch":
-            self._guard.check(step=trainer.global_step)
+            self._guard.guard.check(step=trainer.global_step)
         log_caches(pl_module, self._fitted)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -266,13 +268,15 @@ class FreezeScheduler(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare once more: averaging callbacks write weights at the end of training."""
         if self._guard is not None:
-            self._guard.check()
+            self._guard.end()
         self._detach()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Leave the optimizers and the prefix caches."""
+        if self._guard is not None:
+            self._guard.abandon(exception)
         self._detach()
 
     @property
@@ -341,9 +345,7 @@ class FreezeScheduler(Callback):
     def _detach(self) -> None:
         if self.resolved is not None:
             self.resolved.prefixes.leave()
-        if self._guard is not None:
-            self._guard.detach()
-            self._guard = None
+        self._guard = None
 
 
 def _has_check(trainer: Trainer) -> bool:

@@ -7,7 +7,9 @@ where a name is missing, the fallback says less or asks more, and its docstring 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from operator import attrgetter
+from types import FrameType
 from typing import Any
 
 import torch
@@ -101,6 +103,19 @@ def functions_are_transformed() -> bool:
     """Whether torch.func is at work; without the name: no, and torch raises in such a call."""
     asks = _look_up("_C._are_functorch_transforms_active")
     return asks is not None and bool(asks())
+
+
+def steps_around(frame: FrameType) -> Iterator[object]:
+    """The optimizers within whose `step` this frame runs, innermost first.
+
+    `frame` is that of torch's wrapper around a `step`, which calls the step hooks and has the
+    optimizer as its local `self`; where it has none, no step seems to be within another.
+    """
+    outer = frame.f_back
+    while outer is not None:
+        if outer.f_code is frame.f_code and "self" in outer.f_locals:
+            yield outer.f_locals["self"]
+        outer = outer.f_back
 
 
 def reduced_tensors(ddp: DistributedDataParallel) -> int | None:

@@ -1,11 +1,14 @@
 """FrozenWeightsCheck in real fits: precisions, averaging, several optimizers, who wrote."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from _fits import LIGHTNINGS, fit, lightning, module
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lstm_freeze import FrozenWeightsChanged, freeze, replace_lstm
+from lstm_freeze import FrozenWeightsChanged, freeze, replace_lstm, status
 from lstm_freeze.callbacks import FreezeScheduler, FrozenWeightsCheck, GradualUnfreezing
 
 L = lightning()
@@ -172,11 +175,175 @@ def test_it_adds_nothing_to_the_checkpoint(tmp_path):
     assert not torch.load(tmp_path / "end.ckpt", weights_only=True)["callbacks"]
 
 
+# Steps, however a fit makes them
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As SAM's: what steps is an inner optimizer."""
+
+    def __init__(self, groups):
+        super().__init__(groups, {"lr": 0.01})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.01)
+
+    def second_step(self):
+        self.base_optimizer.step()
+
+    def step(self, closure=None):
+        raise NotImplementedError("its two halves are called by hand")
+
+
+def by_hand(make, step, seed=0):
+    """A module that optimises by hand."""
+    m = module(L, optimizer=make, seed=seed)
+    m.automatic_optimization = False
+    automatic = m.training_step
+
+    def training_step(batch, batch_idx):
+        m.zero_grad()
+        automatic(batch, batch_idx).backward()
+        step(m)
+
+    m.training_step = training_step
+    return m
+
+
+def moved_and_put_back(m):
+    """A weight that is wrong at a step, and right again before the batch ends."""
+    weight = m.encoder.lstm.weight_hh_l0
+    with torch.no_grad():
+        weight[0, 0] += 1
+        m.optimizers().second_step()
+        weight[0, 0] -= 1
+
+
+def test_steps_of_an_inner_optimizer_are_seen():
+    m = by_hand(Wrapper, lambda m: m.optimizers().second_step())
+    check = FrozenWeightsCheck()
+    fit(L, m, FreezeScheduler({0: "head"}), check)
+    assert (check.guard.step, check.checks) == (12, 13)
+    m = by_hand(Wrapper, moved_and_put_back)
+    with pytest.raises(FrozenWeightsChanged) as caught:
+        fit(L, m, FreezeScheduler({0: "head"}), FrozenWeightsCheck())
+    assert (caught.value.names, caught.value.step) == (("encoder.lstm.weight_hh_l0",), 1)
+
+
+@pytest.mark.parametrize("check", [[FrozenWeightsCheck()], []])
+def test_optimizers_that_the_trainer_builds_anew_are_followed(check):
+    class Rebuilds(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                trainer.strategy.setup_optimizers(trainer)
+
+    with pytest.raises(FrozenWeightsChanged, match=r"unchanged up to step 8") as caught:
+        fit(
+            L,
+            module(L),
+            Rebuilds(),
+            FreezeScheduler({0: "head"}),
+            *check,
+            writes(L, "on_train_batch_start", at=8),
+        )
+    assert caught.value.step == 9
+
+
+def behind_torchs_back(m):
+    """A step that calls none of torch's hooks."""
+    with torch.no_grad():
+        for p in m.head.parameters():
+            p -= 0.01 * p.grad
+
+
+@pytest.mark.parametrize("at", [0, 5])
+def test_where_no_step_is_seen_it_compares_at_the_end_of_batches(at):
+    m = by_hand(torch.optim.SGD, behind_torchs_back)
+    check = FrozenWeightsCheck()
+    with pytest.raises(FrozenWeightsChanged):
+        fit(L, m, FreezeScheduler({0: "head"}), check, writes(L, "on_train_batch_start", at=at))
+    assert check.checks == at
+
+
+def test_steps_unseen_in_mid_fit_are_made_up_for_at_the_end_of_the_batch():
+    class Hides(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                (optimizer,) = trainer.optimizers
+                plain = type(optimizer).step.__wrapped__
+                optimizer.step = lambda closure: plain(optimizer, closure)
+
+    check = FrozenWeightsCheck()
+    with pytest.raises(FrozenWeightsChanged) as caught:
+        fit(
+            L,
+            module(L),
+            FreezeScheduler({0: "head"}),
+            check,
+            Hides(),
+            writes(L, "on_train_batch_start", at=7),
+        )
+    assert (check.checks, caught.value.step) == (7, 8)
+
+
+@pytest.mark.filterwarnings("ignore:.*this fit will run with no optimizer")
+def test_a_fit_without_the_trainers_optimizers():
+    own = []
+
+    def step(m):
+        if not own:
+            own.append(torch.optim.SGD(m.head.parameters(), lr=0.01))
+        own[0].step()
+
+    m = by_hand(torch.optim.SGD, step)
+    m.configure_optimizers = lambda: None
+    freeze(m, "encoder")
+    check = FrozenWeightsCheck()
+    fit(L, m, check, max_epochs=2)
+    assert (check.guard.step, check.checks) == (8, 9)
+
+
+def test_never_a_step_is_a_warning():
+    m = by_hand(torch.optim.SGD, lambda m: None)
+    with pytest.warns(UserWarning, match="attached and saw no optimizer step"):
+        fit(L, m, FreezeScheduler({0: "head"}), FrozenWeightsCheck())
+
+
+def test_a_phase_that_unfreezes_a_moved_weight_is_stopped_first():
+    with pytest.raises(FrozenWeightsChanged, match="as it was about to be unfrozen") as caught:
+        fit(
+            L,
+            module(L),
+            FreezeScheduler({0: "head", 1: "*"}),
+            FrozenWeightsCheck(every_n_steps=100),
+            writes(L, "on_train_batch_end"),
+        )
+    assert caught.value.step == 4
+
+
+def test_idle_parameters_are_named():
+    m = module(L)
+    features = m.encoder.forward
+    m.encoder.forward = lambda x: features(x).detach()
+    with pytest.warns(UserWarning, match=r"idle: 5 optimizer steps .* encoder.lstm.weight_ih_l0"):
+        fit(L, m, FreezeScheduler({0: "*"}), FrozenWeightsCheck(idle_after=5))
+    assert "trainable but idle in the last 12 optimizer steps" in str(status(m))
+
+
+def test_after_a_fit_it_can_be_copied_and_pickled_without_the_module():
+    check = FrozenWeightsCheck(idle_after=50)
+    m = module(L)
+    fit(L, m, FreezeScheduler({0: "head"}), check, max_epochs=1)
+    for other in (copy.deepcopy(check), pickle.loads(pickle.dumps(check))):
+        assert (other.idle_after, other.checks, other.guard) == (50, 0, None)
+        fit(L, m, other, max_epochs=1)
+        assert other.checks == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"every_n_steps": 0}, ValueError, "`every_n_steps` must be at least 1, got 0"),
         ({"every_n_steps": True}, TypeError, "`every_n_steps` must be an integer, got True"),
+        ({"idle_after": 0}, ValueError, "`idle_after` must be at least 1, got 0"),
+        ({"idle_after": 2.0}, TypeError, "`idle_after` must be an integer, got 2.0"),
         ({"mode": "fast"}, ValueError, '`mode` must be "exact" or "fingerprint", got \'fast\''),
     ],
 )

@@ -444,7 +444,7 @@ class TestCheck:
         made = []
         import lstm_freeze.callbacks._scheduler as scheduler
 
-        monkeypatch.setattr(scheduler, "FrozenGuard", lambda *a, **k: made.append(a))
+        monkeypatch.setattr(scheduler, "FitGuard", lambda *a, **k: made.append(a))
         fit(L, module(L), FreezeScheduler(THREE), FrozenWeightsCheck())
         assert not made
 

@@ -34,6 +34,7 @@ from lstm_freeze import (
     status,
     unfreeze,
 )
+from lstm_freeze._guard.attached import attached_to
 from lstm_freeze.callbacks import (
     FreezeScheduler,
     FrozenWeightsCheck,
@@ -169,7 +170,8 @@ FREEZING = [
     *((lambda m, o, bad=bad: FrozenGuard(m).check(step=bad), TypeError, f"`step` must be an int or None (the steps counted), got {bad!r}") for bad in ("a", 1.5, True)),
     (lambda m, o: FrozenGuard(m).attach("o"), TypeError, BAD_OPTIMIZER + "str"),
     (lambda m, o: FrozenGuard(m).attach([]), ValueError, "`optimizer` must be at least one optimizer, got []"),
-    (lambda m, o: FrozenGuard(m).attach(None), ValueError, "`optimizer` must be at least one optimizer, got None"),
+    *((lambda m, o, bad=bad: FrozenGuard(m, idle_after=bad), TypeError, f"`idle_after` must be an integer, got {bad!r}") for bad in (1.5, True, "a")),
+    (lambda m, o: FrozenGuard(m, idle_after=0), ValueError, "`idle_after` must be at least 1, got 0"),
     (lambda m, o: FrozenGuard(m).attach(o, 0), ValueError, "`every_n_steps` must be at least 1, got 0"),
     (lambda m, o: FrozenGuard(m).attach(o, 1.5), TypeError, "`every_n_steps` must be an integer, got 1.5"),
 ]
@@ -337,6 +339,7 @@ def state(model, optimizer):
     hooks = [
         len(h) for h in (optimizer._optimizer_step_post_hooks, optimizer._optimizer_step_pre_hooks)
     ]
+    hooks.append(len(attached_to(model)))
     whole = everything(model, optimizer), snapshot(model), gradients, groups, moments, hooks
     return copy.deepcopy(whole)
 

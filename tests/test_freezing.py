@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lstm_freeze import BiLSTM, Freeze, freeze, freeze_up_to, select, status, unfreeze
-from lstm_freeze import _freezing as freezing
+from lstm_freeze._freezing import listeners
 
 TOKENS = torch.arange(12).reshape(4, 3) % 7
 
@@ -714,11 +714,19 @@ class Ear:
     """Hears what was decided."""
 
     def __init__(self):
-        self.heard = []
-        freezing.listeners.add(self)
+        self.heard, self.before, self.refuses = [], [], False
+        listeners.add(self)
+
+    def before_unfreezing(self, parameters):
+        self.before = [(id(p), p.requires_grad) for p in parameters]
+        if self.refuses:
+            raise KeyError("refused")
 
     def frozen_changed(self, parameters):
         self.heard.append([(id(p), p.requires_grad) for p in parameters])
+
+    def idle_steps(self):
+        return {}
 
 
 def test_listeners_hear_of_every_freeze_unfreeze_and_undo_afterwards():
@@ -738,10 +746,27 @@ def test_listeners_hear_of_every_freeze_unfreeze_and_undo_afterwards():
     assert len(ear.heard) == 4
 
 
-def test_listeners_are_held_weakly():
-    size = len(freezing.listeners)
+def test_a_listener_that_raises_beforehand_stops_an_unfreeze_and_an_undo():
+    model = nn.Linear(2, 2)
+    handle = freeze(model, "weight")
     ear = Ear()
-    assert len(freezing.listeners) == size + 1
+    ear.refuses = True
+    for call in (handle.undo, lambda: unfreeze(model)):
+        with pytest.raises(KeyError, match="refused"):
+            call()
+        assert not model.weight.requires_grad
+        assert (id(model.weight), False) in ear.before
+        assert not ear.heard
+    ear.refuses = False
+    handle.undo()
+    assert model.weight.requires_grad
+    assert ear.heard == [[(id(model.weight), True)]]
+
+
+def test_listeners_are_held_weakly():
+    size = len(listeners)
+    ear = Ear()
+    assert len(listeners) == size + 1
     del ear
     gc.collect()
-    assert len(freezing.listeners) == size
+    assert len(listeners) == size

@@ -383,12 +383,13 @@ def test_assigning_a_state_dict_replaces():
     assert_caught(guard, "bias_hh_l0", match=r"load_state_dict\(assign=True\)")
 
 
-def test_unfreezing_the_successor_lets_the_replaced_one_go():
+def test_unfreezing_the_successor_lets_the_replaced_one_go_once_it_is_reported():
     model = lstm()
     freeze(model, kinds="bias_hh")
     guard = FrozenGuard(model)
     model.bias_hh_l0 = nn.Parameter(torch.ones(16))
     unfreeze(model)
+    assert_caught(guard, "bias_hh_l0", match="as it was about to be unfrozen")
     guard.check()
 
 
@@ -545,7 +546,7 @@ def test_the_exit_compares_steps_not_yet_compared_and_detaches():
     assert guard.step == 1
 
 
-def test_an_attached_guard_lives_by_the_optimizer_and_goes_with_it():
+def test_an_attached_guard_lives_by_its_module_and_goes_with_it():
     model = lstm()
     freeze(model, kinds="bias")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -557,7 +558,11 @@ def test_an_attached_guard_lives_by_the_optimizer_and_goes_with_it():
     model.weight_hh_l0.data += 1
     with pytest.raises(FrozenWeightsChanged, match="weight_hh_l0"):
         train(model, optimizer)
-    del optimizer
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gc.collect()
+    with pytest.raises(FrozenWeightsChanged, match="weight_hh_l0"):
+        train(model, optimizer)
+    del model, optimizer
     gc.collect()
     assert guard() is None
 
@@ -617,9 +622,19 @@ def test_the_error_survives_pickling():
             "`every_n_steps` must be an integer, got True",
         ),
         (
-            lambda m, o: FrozenGuard(m).attach(None),
+            lambda m, o: FrozenGuard(m).attach([]),
             ValueError,
-            "`optimizer` must be at least one optimizer, got None",
+            r"`optimizer` must be at least one optimizer, got \[\]",
+        ),
+        (
+            lambda m, o: FrozenGuard(m, idle_after=0),
+            ValueError,
+            "`idle_after` must be at least 1, got 0",
+        ),
+        (
+            lambda m, o: FrozenGuard(m, idle_after=True),
+            TypeError,
+            "`idle_after` must be an integer, got True",
         ),
         (lambda m, o: FrozenGuard(m).attach(m), TypeError, "`optimizer` must be a torch.optim"),
     ],
@@ -638,8 +653,11 @@ def test_the_repr_tells_what_is_watched():
     assert repr(guard) == (
         "FrozenGuard(mode='fingerprint': 2 frozen tensors, attached to nothing, 1 checks passed)"
     )
-    guard.attach(torch.optim.Adam(param_groups(model, 0.1)))
+    optimizer = torch.optim.Adam(param_groups(model, 0.1))
+    guard.attach(optimizer)
     assert "attached to Adam" in repr(guard)
+    guard.attach()
+    assert "attached to all optimizers" in repr(guard)
 
 
 def test_exact_mode_keeps_one_copy_and_fingerprint_mode_none():
@@ -647,8 +665,8 @@ def test_exact_mode_keeps_one_copy_and_fingerprint_mode_none():
     freeze(model)
 
     def kept(mode):
-        held = FrozenGuard(model, mode)._held.values()
-        contents = [h.memory.content for h in held]
+        remembered = FrozenGuard(model, mode)._memory._remembered.values()
+        contents = [one.snapshot.content for one in remembered]
         return sum(8 if isinstance(c, int) else 8 * len(c.words) + len(c.rest) for c in contents)
 
     assert kept("exact") == 4 * 10100

@@ -44,8 +44,8 @@ CORE_SIGNATURES = {
     ),
     "FreezeSchedule.to_yaml": "path",
     "FreezeSchedule.trainable_at": "epoch",
-    "FrozenGuard": "module, mode='exact'",
-    "FrozenGuard.attach": "optimizer, every_n_steps=1",
+    "FrozenGuard": "module, mode='exact', *, idle_after=None",
+    "FrozenGuard.attach": "optimizer=None, every_n_steps=1",
     "FrozenGuard.detach": "",
     "FrozenGuard.remember": "",
     "Phase": "start, train, *, lr=None, warmup=0",
@@ -69,7 +69,7 @@ CORE_SIGNATURES = {
 }
 CALLBACK_SIGNATURES = {
     "FreezeScheduler": "schedule, *, check='step', advance=None",
-    "FrozenWeightsCheck": "every_n_steps=1, mode='exact'",
+    "FrozenWeightsCheck": "every_n_steps=1, mode='exact', idle_after=None",
     "GradualUnfreezing": (
         "encoder='encoder', head='head', every_n_epochs=1, *, check='step', advance=None, "
         "groups=None, rest='leave'"
@@ -216,8 +216,8 @@ ROOMS = [
     "__init__",
 ]
 CALLBACKS_ORDER = [
-    "_both", "_ddp", "_weights", "_refusals", "_advance", "_frozen_check", "_weight_drift",
-    "_save_changes", "_weight_anchor",
+    "_both", "_ddp", "_weights", "_refusals", "_advance", "_fit_guard", "_frozen_check",
+    "_weight_drift", "_save_changes", "_weight_anchor",
     "_given", "_neighbours", "_logged", "_scheduler", "_gradual", "__init__",
 ]
 # fmt: on

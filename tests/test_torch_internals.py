@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from lstm_freeze import _torch_internals as internals
 
 ROOT = Path(__file__).parent.parent
 TAKEN = [
@@ -93,3 +96,28 @@ def test_private_names_of_torch_stand_in_one_file():
     assert found == set()
     assert private.search("x = torch._C._functorch")
     assert private.search("from torch.nn.modules.batchnorm import _NormBase")
+
+
+def test_steps_around_a_step_are_found_by_torchs_own_frames():
+    seen = []
+
+    class Outer(torch.optim.SGD):
+        def step(self, closure=None):
+            inner.step()
+
+    def look(optimizer, args, kwargs):
+        seen.append((optimizer, list(internals.steps_around(sys._getframe(1)))))
+
+    inner = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    outer = Outer([torch.zeros(1)], lr=0.1)
+    for one in (inner, outer):
+        one.register_step_post_hook(look)
+    outer.step()
+    assert seen == [(inner, [outer]), (outer, [])]
+
+
+def test_without_the_local_of_torchs_wrapper_no_step_is_within_another():
+    def wrapper(depth):
+        return wrapper(depth - 1) if depth else list(internals.steps_around(sys._getframe()))
+
+    assert wrapper(3) == []

@@ -39,6 +39,7 @@ from .ddp import (
     warn_unused,
 )
 from .handle import Freeze, turn
+from .listeners import announce_unfreezing
 from .plan import Plan
 from .switches import HoldSwitch
 
@@ -245,6 +246,7 @@ def set_trainable(
     decisions = plan.decisions(dropout)
     handle = Freeze(module, plan.changed)
 
+    announce_unfreezing(list(plan.trainable.values()))
     if warns and not plan.leaves_trainable:
         warn(
             "nothing in this module is trainable any more, so a backward pass through it alone "

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .._model import Tree, rewrite
-from .listeners import announce_change
+from .listeners import announce_change, announce_unfreezing
 from .status import status
 from .switches import RequiresGrad, Switch
 from .undo import Call, Entry, arrive, decide, withdraw
@@ -51,7 +51,19 @@ class Freeze:
         self._entries: tuple[Entry, ...] = ()
 
     def undo(self) -> None:
-        """Take the call back; a second time does nothing."""
+        """Take the call back; a second time does nothing.
+
+        Raises:
+            FrozenWeightsChanged: An attached FrozenGuard finds that something that may become
+                trainable has changed. Nothing was undone; a second call undoes.
+        """
+        self._tell_before()
+        self._undo()
+
+    def _tell_before(self) -> None:
+        announce_unfreezing(_parameters(entry.switch for entry in self._entries))
+
+    def _undo(self) -> None:
         entries, self._entries = self._entries, ()
         if entries:
             _tell(self._module, withdraw(self._call, entries, Tree(self._module)))
@@ -65,7 +77,11 @@ class Freeze:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.undo()
+        try:
+            if exc is None:
+                self._tell_before()
+        finally:
+            self._undo()
 
     def __repr__(self) -> str:
         return repr(status(self._module))
@@ -86,8 +102,12 @@ def turn(handle: Freeze, decisions: Iterable[tuple[Switch, bool]]) -> None:
 
 
 def _tell(module: nn.Module, switches: Iterable[Switch]) -> None:
-    switched = (s.parameter for s in switches if isinstance(s, RequiresGrad))
-    parameters = [p for p in switched if p is not None]
+    parameters = _parameters(switches)
     if torch.__version__ < "2.13":
         rewrite(module, parameters)
     announce_change(parameters)
+
+
+def _parameters(switches: Iterable[Switch]) -> list[nn.Parameter]:
+    parameters = (s.parameter for s in switches if isinstance(s, RequiresGrad))
+    return [p for p in parameters if p is not None]

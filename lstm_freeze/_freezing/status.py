@@ -14,6 +14,7 @@ from .._model import Tree, can_train, numel, runs_fused
 from .._optimizers import as_optimizers
 from .constants import constants, describe
 from .holds import decider_of, hold_of, is_normalization
+from .listeners import idle_steps
 from .table import Row
 from .table import Status as Status
 
@@ -57,7 +58,8 @@ def status(module: nn.Module, optimizer: Any = None, by: str = "layer") -> Statu
     )
     seats = _seats(optimizers)
     checked = optimizer is not None
-    rows = tuple(_row(tree, name, held, seats, checked) for name, held in parts.items())
+    resting = idle_steps()
+    rows = tuple(_row(tree, name, held, seats, resting, checked) for name, held in parts.items())
     return Status(
         rows,
         trainable=sum(row.trainable for row in rows),
@@ -87,6 +89,7 @@ def _row(
     name: str,
     parameters: Mapping[str, nn.Parameter],
     seats: _Seats,
+    resting: Mapping[int, int],
     checked: bool,
 ) -> Row:
     trains = {n: p.requires_grad for n, p in parameters.items()}
@@ -108,6 +111,10 @@ def _row(
         notes.append(f"frozen with a stale gradient{_which(tree, stale, whole, name)}")
     if homeless:
         notes.append(f"trainable but in no optimizer{_which(tree, homeless, whole, name)}")
+    if idle := [n for n, p in parameters.items() if id(p) in resting]:
+        steps = min(resting[id(parameters[n])] for n in idle)
+        which = _which(tree, idle, whole, name)
+        notes.append(f"trainable but idle in the last {steps:,} optimizer steps{which}")
     if lazy:
         notes.append(f"not initialised yet (lazy), counted as 0{_which(tree, lazy, whole, name)}")
     sitting = [seat for p in parameters.values() for seat in seats.get(id(p), ())]

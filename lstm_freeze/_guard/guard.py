@@ -2,66 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from .._checks import as_integer, as_module
-from .._freezing import decider_of, is_normalization, listeners
-from .._hashing import bits_of, fingerprints, has_bits, same_bits
-from .._model import Tree, join
+from .._checks import as_integer, as_module, as_one_of
+from .._freezing import listeners
+from .._model import Tree, unwrap
 from .._optimizers import as_optimizers
-from .changes import Change, Held, Memory, gather, likely_cause
+from .._warn import users_line, warn
+from .attached import attached_to, keep_with, let_go
+from .change import Change
+from .error import FrozenWeightsChanged, describe
+from .followed import FollowedOptimizers
+from .idle import IdleCounts
+from .memory import Memory
+from .remembered import Key
+from .steps import stop_watching_steps, watch_steps
 
 MODES = ("exact", "fingerprint")
-
-
-class FrozenWeightsChanged(RuntimeError):
-    """Frozen weights are not, bit for bit, what they were.
-
-    Attributes:
-        names: Names of the parameters and buffers that changed, each once.
-        step: Optimizer steps since `attach` (or as given to `check`); None where none are counted.
-    """
-
-    def __init__(self, message: str, names: tuple[str, ...] = (), step: int | None = None) -> None:
-        """Say what changed, with the names and the step for programs."""
-        super().__init__(message)
-        self.names = names
-        self.step = step
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.names, self.step)
 
 
 class FrozenGuard:
     """Remembers the bits of all that is frozen, and raises when a single one of them changes.
 
     The guard follows `freeze`, `unfreeze`, `.undo()` and context exits on any module that shares
-    the parameters: what is frozen later is remembered then, what is unfrozen is let go. It does
-    not follow `requires_grad` set by other means: a weight that moves after that is reported.
+    the parameters: what is frozen later is remembered then, what is unfrozen is let go. What is
+    let go is compared first: an attached guard raises out of the call that unfreezes, before
+    anything is changed; another one at its next `check()`. It does not follow `requires_grad` set
+    by other means: a weight that moves after that is reported.
+
     Buffers of normalisation layers (batch norm's statistics, spectral norm's vectors) belong to
     what is frozen when the parameters of their layer are. +0.0 and -0.0 differ, a NaN equals
     itself. Parameters that are lazy or on the meta device are remembered once they have values;
-    of a DTensor, each process compares its own shard.
+    of a DTensor, each process compares its own shard. A copy or a pickle of a guard is not
+    attached, and belongs to the copy of the module that was made with it.
 
     Args:
         module: Any module; wrappers (DDP, torch.compile's) are looked through.
         mode: `"exact"` keeps a copy of what is frozen and can say how many elements moved and
             how far; `"fingerprint"` keeps 8 bytes per parameter and still sees swapped elements and
-            changes that cancel (see `tensors.py` for the odds).
+            changes that cancel.
+        idle_after: Warn of each trainable parameter that so many optimizer steps in a row passed
+            by: no gradient arrived at it, or no optimizer that stepped holds it. Steps of several
+            optimizers count together. None: do not look.
 
     Attributes:
         step: Optimizer steps since `attach`; may be set, to count on from elsewhere.
-        checks: How often everything was compared and found unchanged.
+        checks: How often everything was compared and found unchanged. The comparison at the end
+            counts if there were steps after the last one.
 
     Raises:
-        ValueError: `mode` is neither `"exact"` nor `"fingerprint"`.
-        TypeError: `module` is not a module.
+        ValueError: `mode` is neither `"exact"` nor `"fingerprint"`, or `idle_after` less than 1.
+        TypeError: `module` is not a module, or `idle_after` not an integer.
 
     Examples:
         >>> import torch
@@ -77,27 +73,50 @@ class FrozenGuard:
         ('bias_hh_l0',)
     """
 
-    def __init__(self, module: nn.Module, mode: str = "exact") -> None:
+    def __init__(
+        self, module: nn.Module, mode: str = "exact", *, idle_after: int | None = None
+    ) -> None:
         """Remember all that is frozen now."""
         as_module(module)
-        if mode not in MODES:
-            raise ValueError(f'`mode` must be "exact" or "fingerprint", got {mode!r}')
+        self._mode = as_one_of(mode, "mode", MODES)
+        if idle_after is not None:
+            idle_after = as_integer(idle_after, "idle_after", least=1)
+        self._idle_after = idle_after
+        self._module = module
+        self._made_at = users_line()
         self.step = 0
         self.checks = 0
-        self._module = module
-        self._mode = mode
-        self._every_n_steps = 1
-        self._unseen_steps = 0
-        self._hooks: dict[Optimizer, RemovableHandle] = {}
+        self._memory = Memory(module, exact=mode == "exact")
+        self._begin()
         self.remember()
+
+    def _begin(self) -> None:
+        """Everything that no copy takes along."""
+        self._every_n_steps = 1
+        self._uncompared_steps = 0
+        self._seen_steps = 0
+        self._in_block = False
+        self._followed: FollowedOptimizers | None = None  # None while not attached
+        self._idle: IdleCounts | None = None
+        self._reported: set[Key] = set()
+        self._missed: FrozenWeightsChanged | None = None  # seen as it was let go, not raised yet
         listeners.add(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        taken = ("_mode", "_idle_after", "_module", "_made_at", "step", "checks", "_memory")
+        return {name: vars(self)[name] for name in taken}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
 
     def remember(self) -> None:
         """Take what is frozen now as right, after a deliberate overwrite (load_state_dict)."""
-        tree = Tree(self._module)
-        self._held: dict[tuple[int, str], Held] = {}
-        self._hold(tree, [p for p in tree.distinct().values() if not p.requires_grad])
-        self._unseen_steps = 0
+        self._memory.take_all()
+        self._uncompared_steps = 0
+        self._reported, self._missed = set(), None
+        if self._idle is not None:
+            self._idle.read_module()
 
     def check(self, *, step: int | None = None) -> None:
         """Compare everything frozen with what is remembered.
@@ -106,28 +125,36 @@ class FrozenGuard:
             step: The step to name; None means the steps counted since `attach`.
 
         Raises:
-            FrozenWeightsChanged: Something differs in at least one bit.
+            FrozenWeightsChanged: Something differs in at least one bit, or did when it was let go.
             TypeError: `step` is not an integer.
         """
         if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
             raise TypeError(f"`step` must be an int or None (the steps counted), got {step!r}")
-        if step is None and self._hooks:
-            step = self.step
-        replaced, changed = self._replaced(), self._different()
-        if replaced or changed:
-            raise self._error(replaced, changed, step)
+        if self._missed is not None:
+            missed, self._missed = self._missed, None
+            raise missed
+        if changes := self._memory.changes():
+            raise self._error(changes, step)
         self.checks += 1
-        self._unseen_steps = 0
+        self._uncompared_steps = 0
+        self._reported.clear()
 
-    def attach(self, optimizer: Any, every_n_steps: int = 1) -> FrozenGuard:
-        """Check after each `every_n_steps`-th step of an optimizer, in any training loop.
+    def attach(self, optimizer: Any = None, every_n_steps: int = 1) -> FrozenGuard:
+        """Check after each `every_n_steps`-th optimizer step, in any training loop.
 
-        Steps count from here; those of several optimizers are counted together. As a context
-        manager the guard detaches at the exit, after comparing once more if there were steps since
-        the last comparison and no exception is on its way.
+        Steps count from here; those of several optimizers are counted together. Followed are the
+        given optimizers and those that hold a parameter of the module that a followed one holds:
+        the inner optimizer of a wrapper, one that is built later. A step that another one makes
+        inside its own is one step with it.
+
+        An attached guard lives as long as its module, and takes the place of an older one that is
+        attached to the same module and optimizers. A guard inside a `with` block ends there: it
+        is left alone by others. At the block's exit, and in `detach`, everything is compared once
+        more; not at an exit with an exception on its way.
 
         Args:
-            optimizer: One or several; Lightning's wrapper is looked through.
+            optimizer: One or several; Lightning's wrapper is looked through. None: every optimizer
+                of this process, whichever parameters it holds.
             every_n_steps: Compare after every so many steps.
 
         Returns:
@@ -135,7 +162,7 @@ class FrozenGuard:
 
         Raises:
             TypeError: `optimizer` or `every_n_steps` is of the wrong type.
-            ValueError: `every_n_steps` is less than 1, or there is no optimizer.
+            ValueError: `every_n_steps` is less than 1, or `optimizer` is empty.
 
         Examples:
             >>> import torch
@@ -149,22 +176,50 @@ class FrozenGuard:
             (1, 1)
         """
         every_n_steps = as_integer(every_n_steps, "every_n_steps", least=1)
-        if not (optimizers := as_optimizers(optimizer)):
+        optimizers = as_optimizers(optimizer)
+        if optimizer is not None and not optimizers:
             raise ValueError(f"`optimizer` must be at least one optimizer, got {optimizer!r}")
+        followed = self._followed or FollowedOptimizers(self._module)
+        if optimizer is None:
+            followed.add_all()
+        followed.add(optimizers)
+        self._followed = followed
         self._every_n_steps = every_n_steps
-        self.step = self._unseen_steps = 0
-        for one in optimizers:
-            if one not in self._hooks:
-                self._hooks[one] = one.register_step_post_hook(self._after_step)
+        self.step = self._uncompared_steps = self._seen_steps = 0
+        if self._idle_after is not None and self._idle is None:
+            self._idle = IdleCounts(self._module, self._idle_after)
+        self._take_place()
+        keep_with(self._root, self)
+        watch_steps(self)
         return self
 
     def detach(self) -> None:
-        """Leave all optimizers; a second time does nothing. `check()` goes on working."""
-        for hook in self._hooks.values():
-            hook.remove()
-        self._hooks.clear()
+        """Compare once more and leave the optimizers; a second time does nothing.
+
+        `check()` goes on working.
+
+        Raises:
+            FrozenWeightsChanged: Something changed that was not reported yet. The guard has left.
+
+        Warns:
+            UserWarning: No optimizer step was seen since `attach`.
+        """
+        attached = self._followed is not None
+        try:
+            if attached:
+                self._compare_at_the_end()
+        finally:
+            self._leave()
+        if attached and not self._seen_steps:
+            warn(
+                "this FrozenGuard was attached and saw no optimizer step: what is frozen was "
+                "compared at the end, and not after steps. Nothing trained, or another optimizer "
+                "did, or one that calls no step hooks of torch; attach() without an argument sees "
+                "every torch optimizer, and guard.check() in the loop needs none"
+            )
 
     def __enter__(self) -> FrozenGuard:
+        self._in_block = True
         return self
 
     def __exit__(
@@ -173,154 +228,107 @@ class FrozenGuard:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            if exc is None and self._hooks and self._unseen_steps:
-                self.check()
-        finally:
+        self._in_block = False
+        if exc is not None:
+            self._leave()
+        elif self._followed is not None:
             self.detach()
+        else:
+            self._compare_at_the_end()
 
     def __repr__(self) -> str:
-        watching = ", ".join(type(optimizer).__name__ for optimizer in self._hooks) or "nothing"
         return (
-            f"FrozenGuard(mode={self._mode!r}: {len(self._held)} frozen tensors, "
-            f"attached to {watching}, {self.checks} checks passed)"
+            f"FrozenGuard(mode={self._mode!r}: {len(self._memory)} frozen tensors, "
+            f"attached to {self._followed or 'nothing'}, {self.checks} checks passed)"
         )
+
+    # What `freeze` and its kind, and every optimizer step, call
+
+    def before_unfreezing(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Compare what is about to be let go; an attached guard raises, and nothing changes."""
+        leaving = self._memory.leaving(parameters)
+        if not leaving or not (changes := self._unreported(leaving)):
+            return
+        error = self._error(changes, None, seen="as it was about to be unfrozen")
+        if self._followed is not None or self._in_block:
+            raise error
+        self._missed = self._missed or error
 
     def frozen_changed(self, parameters: Sequence[nn.Parameter]) -> None:
         """Hear of a freeze, unfreeze or undo: remember what is newly frozen, let go the rest."""
-        known = ((id(p), "") in self._held for p in parameters)
-        settled = (held is not p.requires_grad for held, p in zip(known, parameters, strict=True))
-        if all(settled) and self._linked():
-            return
-        tree = Tree(self._module)
-        own = {id(p) for p in tree.parameters.values()}
-        freed = {id(p) for p in parameters if p.requires_grad}
-        names = {name for name, p in tree.parameters.items() if id(p) in freed}
-        # A Parameter that was replaced is let go with its successor.
-        gone = {
-            key
-            for key, held in self._held.items()
-            if held.buffer is None
-            and (key[0] in freed or (key[0] not in own and names.intersection(held.names)))
-        }
-        self._held = {key: held for key, held in self._held.items() if key not in gone}
-        newly = [p for p in parameters if not p.requires_grad and id(p) in own]
-        self._hold(tree, [p for p in newly if (id(p), "") not in self._held])
+        self._memory.follow(parameters)
 
     def statistics_recomputed(self, module: nn.Module) -> None:
         """Take a held layer's statistics as right again once they are recomputed (update_bn)."""
-        for held in self._held.values():
-            if held.owner is module:
-                held.memory = None
+        self._memory.take_anew(module)
 
-    def _hold(self, tree: Tree, parameters: Sequence[nn.Parameter]) -> None:
-        """Remember these parameters, and bring the buffers into line with what is then held."""
-        names: dict[int, list[str]] = {}
-        for name, parameter in tree.parameters.items():
-            names.setdefault(id(parameter), []).append(name)
-        fresh = {(id(p), ""): Held(tuple(names[id(p)]), p) for p in parameters}
-        self._held |= fresh
-        buffers = dict(self._buffers(tree))
-        self._held = {
-            key: held for key, held in self._held.items() if held.buffer is None or key in buffers
-        }
-        fresh |= {key: held for key, held in buffers.items() if key not in self._held}
-        self._held |= fresh
-        self._memorise(fresh.values())
-        self._links = list(self._path_links())
+    def idle_steps(self) -> Mapping[int, int]:
+        """Id of each trainable parameter that `idle_after` steps or more passed by -> how many."""
+        return {} if self._idle is None else self._idle.idle
 
-    def _buffers(self, tree: Tree) -> Iterator[tuple[tuple[int, str], Held]]:
-        for path, module in tree.modules.items():
-            if not is_normalization(module) or (decider := decider_of(tree, path)) is None:
+    def after_step(self, optimizer: Optimizer, around: Sequence[object]) -> None:
+        """Count a step of a followed optimizer, and compare if it is time."""
+        followed = self._followed
+        if followed is None or optimizer not in followed or any(o in followed for o in around):
+            return
+        self.step += 1
+        self._seen_steps += 1
+        self._uncompared_steps += 1
+        message = "" if self._idle is None else self._idle.after_step(optimizer)
+        if not self.step % self._every_n_steps or self._uncompared_steps >= self._every_n_steps:
+            self.check()
+        if message:
+            warn(message)
+
+    @property
+    def _root(self) -> nn.Module:
+        return unwrap(self._module)
+
+    def _leave(self) -> None:
+        """Leave the optimizers without comparing."""
+        stop_watching_steps(self)
+        let_go(self._root, self)
+        self._followed = None
+        if self._idle is not None:
+            self._idle.stop()
+
+    def _take_place(self) -> None:
+        """Detach the older guards of the module that this one makes superfluous."""
+        for other in attached_to(self._root):
+            if other is self or other._in_block or self._in_block:
                 continue
-            if all((id(p), "") in self._held for p in decider.parameters()):
-                for name in module._buffers:
-                    yield (id(module), name), Held((join(path, name),), module, name)
+            if self._followed and other._followed and self._followed.covers(other._followed):
+                other._leave()
 
-    def _memorise(self, several: Iterable[Held]) -> None:
-        """Keep the bits of those that have some; the others wait."""
-        here = [(h, t) for h in several if (t := h.tensor) is not None and has_bits(t)]
-        if self._mode == "exact":
-            for held, tensor in here:
-                held.memory = Memory.of(tensor, bits_of(tensor, copy=True))
-        else:
-            for (held, tensor), value in zip(here, fingerprints(t for _, t in here), strict=True):
-                held.memory = Memory.of(tensor, value)
+    def _compare_at_the_end(self) -> None:
+        if self._missed is not None:
+            self.check()
+        if self._unreported():
+            raise self._error(self._memory.changes(), None, seen="at the end")
+        if self._uncompared_steps or not self._seen_steps:
+            self.checks += 1
+        self._uncompared_steps = 0
 
-    def _different(self) -> list[Change]:
-        """What has other bits than those remembered, each under its first name."""
-        known = [(held, memory) for held in self._held.values() if (memory := held.memory)]
-        if len(known) < len(self._held):
-            self._memorise(held for held in self._held.values() if held.memory is None)
-        there = [(m, t) for h, m in known if (t := h.tensor) is not None and has_bits(t)]
-        if self._mode == "exact":
-            now = ((memory, bits_of(tensor)) for memory, tensor in there)
-            same = same_bits((bits, memory.on(bits.words.device)) for memory, bits in now)
-        else:
-            found = fingerprints(tensor for _, tensor in there)
-            same = [memory.content == f for (memory, _), f in zip(there, found, strict=True)]
-        unchanged = {id(memory) for (memory, _), yes in zip(there, same, strict=True) if yes}
-        return [
-            Change(held.names[0], held, memory, held.tensor)
-            for held, memory in known
-            if id(memory) not in unchanged
-        ]
+    def _unreported(self, keys: Collection[Key] | None = None) -> list[Change]:
+        return [c for c in self._memory.changes(keys) if c.key not in self._reported]
 
     def _error(
-        self, replaced: Sequence[Change], changed: Sequence[Change], step: int | None
+        self, changes: Sequence[Change], step: int | None, seen: str = ""
     ) -> FrozenWeightsChanged:
-        tree = Tree(self._module)
-        changes = {change.name: change for change in (*changed, *replaced)}
-        by_cause: dict[str, list[Change]] = {}
-        for change in changes.values():
-            evidence = gather(change, tuple(self._hooks), tree, several=len(changes) > 1)
-            by_cause.setdefault(likely_cause(evidence), []).append(change)
-        when = "" if step is None else f", seen after step {step}"
-        if self._hooks and step == self.step:
-            when += f" (unchanged up to step {self.step - self._unseen_steps})"
-        noun = "tensor" if len(changes) == 1 else "tensors"
-        lines = [f"{len(changes)} frozen {noun} changed{when}"]
-        for cause, members in by_cause.items():
-            lines += [*(f"  {change}" for change in members), f"    likely cause: {cause}"]
-        lines.append("if this was meant, call guard.remember() after it")
-        return FrozenWeightsChanged("\n".join(lines), tuple(changes), step)
-
-    def _path_links(self) -> Iterator[tuple[Mapping[str, Any], str, Any]]:
-        """What leads from the module to each held parameter, for a quick look at each check."""
-        for module in self._module.modules():
-            for name, child in module._modules.items():
-                yield module._modules, name, child
-            for name, parameter in module._parameters.items():
-                if (id(parameter), "") in self._held:
-                    yield module._parameters, name, parameter
-
-    def _linked(self) -> bool:
-        return all(holder.get(name) is thing for holder, name, thing in self._links)
-
-    def _replaced(self) -> list[Change]:
-        """Where a name holds another object than the Parameter that was held, or nothing."""
-        if self._linked():
-            return []
-        tree = Tree(self._module)
-        own = {id(p) for p in tree.parameters.values()}
-        found = []
-        for key, held in list(self._held.items()):
-            for name in held.names if held.buffer is None else ():
-                now = tree.parameters.get(name)
-                if now is held.owner or (now is None and key[0] in own):
-                    continue
-                if held.memory is not None:
-                    found.append(Change(name, held, held.memory, now, replaced=True))
-                elif now is not None:
-                    # It had no values yet (meta device) and was replaced to get some.
-                    self._held.pop(key, None)
-                    self._hold(tree, [] if now.requires_grad else [now])
-        if not found:
-            self._links = list(self._path_links())
-        return found
-
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self.step += 1
-        self._unseen_steps += 1
-        if self.step % self._every_n_steps == 0:
-            self.check()
+        """The error for these changes, which then count as reported."""
+        self._reported |= {change.key for change in changes}
+        counted = self._followed is not None
+        step = self.step if counted and step is None else step
+        after = "" if step is None else f"after step {step}"
+        when = f", seen {seen} {after}".rstrip().replace("  ", " ") if seen or after else ""
+        if counted and step == self.step:
+            when += f" (unchanged up to step {self.step - self._uncompared_steps})"
+        others = [other for other in attached_to(self._root) if other is not self]
+        text = describe(
+            changes,
+            when,
+            Tree(self._module),
+            tuple(self._followed or ()),
+            f"; this is the FrozenGuard made at {self._made_at}" if others else "",
+        )
+        return FrozenWeightsChanged(text, tuple(change.name for change in changes), step)

@@ -22,5 +22,6 @@ from .tree import join as join
 from .tree import numel as numel
 from .tree import rewrite as rewrite
 from .tree import runs_fused as runs_fused
+from .tree import unwrap as unwrap
 from .tree import within as within
 from .tree import wrapped_name as wrapped_name

@@ -8,7 +8,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lstm_freeze import BiLSTM, param_groups
+from lstm_freeze import BiLSTM, PrefixCache, param_groups
 from lstm_freeze.callbacks import (
     FreezeScheduler,
     FrozenWeightsCheck,
@@ -110,11 +110,24 @@ def test_gradual_unfreezing_with_every_check(model, device):
     assert min(measured.values()) > 0
 
 
+def test_a_frozen_layer_has_drifted_by_nothing(model, device):
+    trainer = fit(model, device, [FreezeScheduler({0: ["head"]}), WeightDrift(1)], epochs=1)
+    measured = {n: float(v) for n, v in trainer.callback_metrics.items() if "drift" in n}
+    assert {n for n, v in measured.items() if v > 0} == {"weight_drift/head"}
+
+
 def test_phases_by_plateau_restore_the_best_weights(model, device):
     plateau = Plateau(patience=1, min_delta=10.0, restore_best=True)
     scheduler = FreezeScheduler({0: ["head"], 1: ["*"]}, advance=plateau)
     fit(model, device, [scheduler], num_sanity_val_steps=0)
     assert [len(names) for names in model.trained] == [2, 2, 18, 18]
+
+
+def test_a_prefix_cache_serves_a_fit(model, device):
+    model.encoder.prefix_cache = PrefixCache()
+    fit(model, device, [FreezeScheduler({0: ["head"]})], epochs=3, num_sanity_val_steps=0)
+    stats = model.encoder.prefix_cache.stats()
+    assert (stats["hits"], stats["misses"]) == (40, 8)
 
 
 @pytest.mark.parametrize("mode", ["exact", "fingerprint"])

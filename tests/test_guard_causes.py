@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lstm_freeze import FrozenGuard, FrozenWeightsChanged, freeze, unfreeze
-from lstm_freeze._guard.changes import Evidence, likely_cause
+from lstm_freeze._guard.causes import Evidence, likely_cause
 
 MODES = pytest.mark.parametrize("mode", ["exact", "fingerprint"])
 

@@ -1,149 +1,16 @@
-"""How frozen weights changed, and why: the evidence at hand and the cause it speaks for."""
+"""Causes: what can be seen of a changed tensor after the fact, and the cause it speaks for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from .._freezing import hold_of
-from .._hashing import Bits, bits_of, difference, has_bits, stored, tensor_of
 from .._model import Tree
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What is remembered of a tensor.
-
-    Attributes:
-        dtype: Its dtype.
-        shape: Its shape; of a DTensor that of the local shard.
-        content: Its bits, or their fingerprint.
-        version: Autograd's count of the writes to it; None for an inference tensor.
-    """
-
-    dtype: torch.dtype
-    shape: torch.Size
-    content: Bits | int
-    version: int | None
-
-    @classmethod
-    def of(cls, tensor: Tensor, content: Bits | int) -> Memory:
-        """Remember a tensor whose bits or fingerprint are these."""
-        local = stored(tensor)
-        return cls(local.dtype, local.shape, content, _version(tensor))
-
-    def on(self, device: torch.device) -> Bits:
-        """The bits on a device, to which the module may have moved."""
-        if isinstance(self.content, int):
-            raise TypeError("a fingerprint has no bits")
-        words, rest = self.content.words.to(device), self.content.rest.to(device)
-        return self.content._replace(words=words, rest=rest)
-
-
-@dataclass(eq=False)
-class Held:
-    """A tensor that must not move: a parameter, or a buffer of a frozen normalisation layer.
-
-    Attributes:
-        names: All its names.
-        owner: The parameter, or the module whose buffer it is.
-        buffer: The name of the buffer in its module.
-        memory: None until there is something to remember.
-    """
-
-    names: tuple[str, ...]
-    owner: nn.Module | nn.Parameter
-    buffer: str | None = None
-    memory: Memory | None = None
-
-    @property
-    def tensor(self) -> Tensor | None:
-        """The present tensor; a buffer is looked up, since buffers are often assigned anew."""
-        if isinstance(self.owner, nn.Parameter):
-            return self.owner
-        return self.owner._buffers.get(self.buffer or "")
-
-
-@dataclass(frozen=True)
-class Change:
-    """What became of one held tensor.
-
-    Attributes:
-        name: The name it is reported under.
-        held: What was held.
-        memory: What was remembered of it.
-        now: The tensor that is there now, if any.
-        replaced: The name holds another Parameter now, or none.
-    """
-
-    name: str
-    held: Held
-    memory: Memory
-    now: Tensor | None
-    replaced: bool = False
-
-    @cached_property
-    def present(self) -> Bits | None:
-        """The bits there are now."""
-        return bits_of(self.now) if self.now is not None and has_bits(self.now) else None
-
-    @property
-    def converted(self) -> bool:
-        """Whether dtype or shape is another."""
-        return self.present is not None and self.present[:2] != self._form
-
-    @property
-    def unseen(self) -> bool:
-        """Whether autograd saw no write to it."""
-        version = self.memory.version
-        return self.now is not None and version is not None and version == _version(self.now)
-
-    @property
-    def _form(self) -> tuple[torch.dtype, torch.Size]:
-        return self.memory.dtype, self.memory.shape
-
-    @cached_property
-    def both(self) -> tuple[Tensor, Tensor] | None:
-        """The tensor now and as it was, where they can be compared element by element."""
-        if self.present is None or isinstance(self.memory.content, int) or self.converted:
-            return None
-        return tensor_of(self.present), tensor_of(self.memory.on(self.present.words.device))
-
-    @cached_property
-    def extent(self) -> tuple[int, float] | None:
-        """How many elements moved and the largest change, where it is known."""
-        return difference(*self.both) if self.both else None
-
-    @property
-    def whole(self) -> bool:
-        """Whether most elements changed; also where that is not known."""
-        return not self.both or not self.extent or 2 * self.extent[0] > self.both[0].numel()
-
-    def __str__(self) -> str:
-        others = [name for name in self.held.names if name != self.name]
-        ties = f" (tied: also {', '.join(others)})" if others else ""
-        return f"{self.name}{ties}: {self._amount()}"
-
-    def _amount(self) -> str:
-        if self.present is None:
-            return "gone" if self.now is None else "has no values any more"
-        if self.converted:
-            was, now = (f"{d} {tuple(s)}" for d, s in (self._form, self.present[:2]))
-            return f"{was} became {now}".replace("torch.", "")
-        if not self.both or not self.extent:
-            return 'how many elements moved and how far is known in mode="exact" only'
-        moved, largest = self.extent
-        if not moved:
-            return "another object with the same bits"
-        size = "NaN" if largest != largest else f"{largest:.3g}"
-        if not largest:
-            size += " (the sign of a zero)"
-        return f"{moved:,} of {self.both[0].numel():,} elements moved, largest change {size}"
+from .change import Change
 
 
 @dataclass(frozen=True)
@@ -245,9 +112,11 @@ def _a_write(e: Evidence) -> str:
     return f"{', '.join(causes[:-1])} or {causes[-1]}"
 
 
-def gather(change: Change, optimizers: Sequence[Optimizer], tree: Tree, several: bool) -> Evidence:
+def gather_evidence(
+    change: Change, optimizers: Sequence[Optimizer], tree: Tree, several: bool
+) -> Evidence:
     """What can be seen of one change; `several` tells that it is not the only one."""
-    owner = change.held.owner
+    owner = change.remembered.owner
     if change.replaced:
         return Evidence(replaced=True)
     common = Evidence(
@@ -268,12 +137,8 @@ def gather(change: Change, optimizers: Sequence[Optimizer], tree: Tree, several:
             not type(optimizer).__module__.startswith("torch.") for optimizer, _ in holding
         ),
         max_norm=any(getattr(module, "max_norm", None) is not None for module in modules),
-        shrunk=change.both is not None and _shrunk(*change.both),
+        shrunk=change.new_and_old is not None and _shrunk(*change.new_and_old),
     )
-
-
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
 
 
 def _in(parameter: nn.Parameter, several: Iterable[nn.Parameter | None]) -> bool:
