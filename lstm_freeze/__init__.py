@@ -1,6 +1,8 @@
 """Fine-tuning and freezing for recurrent encoders in PyTorch."""
 
 from ._between import Anchor as Anchor
+from ._between import LoRA as LoRA
+from ._between import add_lora as add_lora
 from ._between import anchor as anchor
 from ._between import interpolate as interpolate
 from ._cache import PrefixCache as PrefixCache
@@ -33,12 +35,14 @@ __all__ = [
     "FreezeSchedule",
     "FrozenGuard",
     "FrozenWeightsChanged",
+    "LoRA",
     "ParameterGroup",
     "Phase",
     "PrefixCache",
     "Recipe",
     "Selection",
     "Status",
+    "add_lora",
     "anchor",
     "fingerprints",
     "freeze",

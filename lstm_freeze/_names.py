@@ -20,6 +20,7 @@ _NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})_l(?P<layer>0|[1-9]\d*)(?P<reve
 _LED = re.compile(rf"(?P<base>{_NAME.pattern})(?P<suffix>[^\d\n].*)")
 _PARAMETRIZED = re.compile(r"(?P<path>(?:.*\.)?)parametrizations\.(?P<base>[^.]+)\..+")
 _OLD_STYLE = re.compile(r"(?P<path>)(?P<base>.+)_(?:g|v|orig)")
+_FACTOR = re.compile(r"(?P<path>)(?P<base>.+)_lora_[AB]")
 
 
 class Place(NamedTuple):
@@ -31,13 +32,33 @@ class Place(NamedTuple):
 
 
 def base_name(name: str) -> str:
-    """The path of the tensor that a parametrised (also old-style) parameter serves.
+    """The path of the tensor that a parametrised (also old-style) parameter or a factor serves.
 
     >>> base_name("lstm.parametrizations.weight_hh_l0.original0"), base_name("weight_hh_l0_g")
     ('lstm.weight_hh_l0', 'weight_hh_l0')
+    >>> base_name(factor_name("lstm.weight_hh_l0", "A"))
+    'lstm.weight_hh_l0'
     """
-    match = _PARAMETRIZED.fullmatch(name) or _OLD_STYLE.fullmatch(name)
+    match = _PARAMETRIZED.fullmatch(name) or _OLD_STYLE.fullmatch(name) or _FACTOR.fullmatch(name)
     return match["path"] + match["base"] if match else name
+
+
+def factor_name(name: str, factor: str) -> str:
+    """The name of a LoRA factor, "A" or "B", of the weight of this name.
+
+    >>> factor_name("weight_hh_l0_reverse", "B")
+    'weight_hh_l0_reverse_lora_B'
+    """
+    return f"{name}_lora_{factor}"
+
+
+def is_factor(name: str) -> bool:
+    """Whether this is the name of a LoRA factor.
+
+    >>> is_factor("lstm.weight_hh_l0_lora_A"), is_factor("lstm.weight_hh_l0")
+    (True, False)
+    """
+    return _FACTOR.fullmatch(name) is not None
 
 
 def name_of(layer: int, direction: str, kind: str) -> str:

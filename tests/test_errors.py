@@ -20,6 +20,7 @@ from lstm_freeze import (
     FrozenGuard,
     Phase,
     PrefixCache,
+    add_lora,
     anchor,
     fingerprints,
     freeze,
@@ -123,7 +124,7 @@ CHOICES = [
     (("head.wieght",), {}, ValueError, '"head.wieght": no such module or parameter; did you mean "head.weight"?'),
     (("zz*",), {}, ValueError, '"zz*": matches no module and no parameter; valid: "encoder", "norm", "head"'),
     (("encoder[5]",), {}, ValueError, '"encoder[5]": this LSTM has 2 layers; valid: 0, 1, or -2, -1'),
-    (("encoder[0].sideways",), {}, ValueError, 'may stand a direction ("forward", "reverse") and a kind ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight", "bias"), got "sideways"'),
+    (("encoder[0].sideways",), {}, ValueError, 'may stand a direction ("forward", "reverse") and a kind ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight", "bias", "lora"), got "sideways"'),
     (("encoder[0",), {}, ValueError, '"encoder[0": brackets stand once, after the path of an RNN'),
     (("encoder[a]",), {}, ValueError, "\"encoder[a]\": between brackets stands a layer (0, -1) or a slice (0:2), got 'a'"),
     (("head[0]",), {}, ValueError, '"head[0]": "head" is a Linear, and brackets belong to RNNs; the RNNs here: "encoder"'),
@@ -198,11 +199,17 @@ RECIPES = (FreezeSchedule.gradual_unfreezing, FreezeSchedule.chain_thaw, FreezeS
 BETWEEN = [
     *((lambda m, o, call=call: call("m"), TypeError, BAD_MODULE) for call in (
         fingerprints,
+        add_lora,
         lambda m: anchor(m, None, strength=1),
         lambda m: interpolate(m, {}, 0.5),
         lambda m: save_changes(m, "a.pt", {}),
         lambda m: load_changes(m, "a.pt"),
     )),
+    (lambda m, o: add_lora(m, rank=0), ValueError, "`rank` must be at least 1, got 0"),
+    (lambda m, o: add_lora(m, alpha=-1), ValueError, "`alpha` must be above 0, got -1"),
+    (lambda m, o: add_lora(m, "norm"), ValueError, '"norm": names no weight of a BiLSTM or nn.Linear; LoRA factors serve those only'),
+    (lambda m, o: add_lora(TWO), ValueError, '"a" is an nn.LSTM, which can have no LoRA factors; make it a BiLSTM with replace_lstm(model)'),
+    (lambda m, o: add_lora(m, optimizer=lbfgs(m)), ValueError, "`optimizer` is an LBFGS"),
     (lambda m, o: anchor(m, o, strength=-1), ValueError, "`strength` must be finite and at least 0, got -1"),
     (lambda m, o: anchor(m, o, strength="1"), TypeError, "`strength` must be a number, got '1'"),
     (lambda m, o: anchor(m, 3, strength=1), TypeError, BAD_OPTIMIZER + "int"),
@@ -376,7 +383,15 @@ def test_the_state_compared_sees_a_change(change):
 @pytest.mark.parametrize("door", [lstm_freeze, lstm_freeze.callbacks])
 def test_every_public_call_is_in_the_table(door):
     # Made by the library and not by users.
-    results = {"Anchor", "Freeze", "FrozenWeightsChanged", "ParameterGroup", "Recipe", "Selection"}
+    results = {
+        "Anchor",
+        "LoRA",
+        "Freeze",
+        "FrozenWeightsChanged",
+        "ParameterGroup",
+        "Recipe",
+        "Selection",
+    }
     results |= {"Status"}
     here = {
         name

@@ -49,8 +49,16 @@ CORE_SIGNATURES = {
     "FrozenGuard.detach": "",
     "FrozenGuard.remember": "",
     "Phase": "start, train, *, lr=None, warmup=0",
+    "LoRA.load_state_dict": "state_dict",
+    "LoRA.merge": "",
+    "LoRA.remove": "",
+    "LoRA.state_dict": "",
     "PrefixCache": f"max_bytes={2 * 2**30}, keep_levels=()",
     "PrefixCache.stats": "",
+    "add_lora": (
+        "module, *targets, layers=None, directions=None, kinds='weight', exclude=None, rank=8, "
+        "alpha=None, optimizer=None"
+    ),
     "anchor": "module, optimizer, *targets, strength, exclude=None",
     "fingerprints": "module",
     "freeze": f"module, *targets, {_CHOICE}, only=False, optimizer=None, dropout='keep'",
@@ -89,6 +97,7 @@ RESULTS = {
     "Anchor",
     "Freeze",
     "FrozenWeightsChanged",
+    "LoRA",
     "ParameterGroup",
     "Recipe",
     "Selection",

@@ -432,7 +432,7 @@ ERRORS = {
         ("encoder.lstm[0].forwrd",),
         {},
         'after the brackets may stand a direction ("forward", "reverse") and a kind ("weight_ih", '
-        '"weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight", "bias"), got "forwrd"; '
+        '"weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight", "bias", "lora"), got "forwrd"; '
         'did you mean "forward"?',
     ),
     "trailing dot": (("encoder.lstm[0].",), {}, 'got ""'),

@@ -80,12 +80,14 @@ def select(
         targets: Strings or lists of strings. A module path covers its subtree (`"encoder"`); `*`
             crosses dots (`"head.*"`); brackets choose within an RNN (`"encoder.lstm[-1].reverse"`,
             `"lstm[0:2].forward.weight_hh"`, `"[0]"` where `module` is the RNN); a parameter's own
-            path; `"*"`.
+            path; `"lora"` or `"head.lora"` (all factors of `add_lora`, or those below a path);
+            `"*"`.
         layers: Layers of the one RNN that `module` is or contains: `0`, `-1`, `[0, 2]`,
             `slice(0, 2)`.
         directions: `"forward"`, `"reverse"` or both; `"backward"` is an alias of `"reverse"`.
         kinds: `"weight_ih"`, `"weight_hh"`, `"bias_ih"`, `"bias_hh"`, `"weight_hr"`, `"bias"`
-            (both biases), `"weight"` (all weights), or several.
+            (both biases), `"weight"` (all weights), `"lora"` (the factors of `add_lora`, which also
+            count as the kind of the weight they serve), or several.
         exclude: Targets to leave out; a tied parameter is left out under all its names.
 
     Returns:

@@ -3,7 +3,7 @@
 Three builds put a parameter elsewhere than where its tensor is used. A parametrisation (also an
 old-style one) keeps it under another name. Weight drop (DropConnect) keeps `weight_hh_l0_raw`, in
 the RNN or in a wrapper around it, and writes a dropped copy to `weight_hh_l0`. An adapter package
-puts its factors beside a `base_layer` that holds the weight.
+puts its factors beside a `base_layer` that holds the weight; those of `add_lora` stand beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._names import Place, base_name, led_by, place_of, rnn_names
+from .._names import Place, base_name, is_factor, led_by, place_of, rnn_names
 
 RNN_MODES = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
 BASE_LAYER = "base_layer"
@@ -79,6 +79,8 @@ class Serving:
             self.seats[name] = rnn, place
         if base != name and self._is_tensor(base):
             self.tensors[name] = self.parametrized[name] = base
+        elif is_factor(name) and base in self._parameters:
+            self.tensors[name] = base
         elif place is None and (found := self._dropped(name, rnn) or self._adapted(name)):
             owner, tensor = found
             self.tensors[name] = join(owner, tensor)

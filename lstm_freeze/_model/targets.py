@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
 from .._checks import did_you_mean
-from .._names import DIRECTIONS, KIND_GROUPS, KINDS, Place
+from .._names import DIRECTIONS, KIND_GROUPS, KINDS, is_factor
 from .serving import without_base_layers
 from .tree import ADAPTED_AS, WRAPPED_AS, Tree, within
 
@@ -21,6 +21,8 @@ Names = str | Iterable[str] | None
 _BRACKETS = re.compile(r"(?P<path>[^\[\]]*)\[(?P<index>[^\[\]]*)\](?:\.(?P<rest>[^\[\]]*))?")
 _SLICE = re.compile(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*")
 _ALIASES = {"backward": "reverse"}
+LORA = "lora"
+_KINDS = (*KINDS, LORA)
 _GROUPS: dict[str, Mapping[str, tuple[str, ...]]] = {"directions": {}, "kinds": KIND_GROUPS}
 
 
@@ -39,9 +41,20 @@ def in_rnn(
     places = tree.places(path)
     label = str(tree.rnns[path].mode).split("_")[0]
     rows = _choose_layers(layers, len({p.layer for p in places.values()}), label, shown)
-    sides = _choose(directions, "directions", DIRECTIONS, places.values(), 1, label, shown)
-    sorts = _choose(kinds, "kinds", KINDS, places.values(), 2, label, shown)
-    return {n for n, p in places.items() if p.layer in rows and p[1] in sides and p[2] in sorts}
+    sides_there = {p.direction for p in places.values()}
+    sides = _choose(directions, "directions", DIRECTIONS, sides_there, label, shown)
+    sorts_there = {sort for n, p in places.items() for sort in _sorts(n, p.kind)}
+    sorts = _choose(kinds, "kinds", _KINDS, sorts_there, label, shown)
+    return {
+        n
+        for n, p in places.items()
+        if p.layer in rows and p.direction in sides and sorts.intersection(_sorts(n, p.kind))
+    }
+
+
+def _sorts(name: str, kind: str) -> tuple[str, ...]:
+    """What kinds a parameter counts as: a LoRA factor also as the weight that it serves."""
+    return (kind, LORA) if is_factor(name) else (kind,)
 
 
 def rnns_there_are(tree: Tree) -> str:
@@ -80,12 +93,22 @@ def _match(tree: Tree, target: str, shown: str) -> set[str]:
         if found := {n for n in tree.parameters if within(n, target)}:
             return found
         raise ValueError(f"{shown}: this module has no parameters; nothing to select")
+    if factors := _factors(tree, target):
+        return factors
     if brackets := _BRACKETS.fullmatch(target):
         return _by_brackets(tree, brackets, shown)
     if "*" in target:
         glob = _glob(target)
         return {n for n in tree.parameters if any(map(glob.fullmatch, _paths_to(tree, n)))}
     return {name for name, base in tree.served.items() if base == target}
+
+
+def _factors(tree: Tree, target: str) -> set[str]:
+    """What `lora` and `path.lora` name: the LoRA factors in the whole module or below a path."""
+    path, _, last = target.rpartition(".")
+    if last != LORA or (path and path not in tree.modules):
+        return set()
+    return {name for name in tree.parameters if is_factor(name) and within(name, path)}
 
 
 def _glob(pattern: str) -> re.Pattern[str]:
@@ -111,12 +134,12 @@ def _by_brackets(tree: Tree, match: re.Match[str], shown: str) -> set[str]:
             f"RNNs; {rnns_there_are(tree)}"
         )
     direction = words.pop(0) if words and words[0] in (*DIRECTIONS, *_ALIASES) else None
-    kind = words.pop(0) if words and words[0] in (*KINDS, *KIND_GROUPS) else None
+    kind = words.pop(0) if words and words[0] in (*_KINDS, *KIND_GROUPS) else None
     if words:
-        known = (*DIRECTIONS, *KINDS, *KIND_GROUPS)
+        known = (*DIRECTIONS, *_KINDS, *KIND_GROUPS)
         raise ValueError(
             f"{shown}: after the brackets may stand a direction ({_listed(DIRECTIONS)}) and a "
-            f"kind ({_listed((*KINDS, *KIND_GROUPS))}), got {quote('.'.join(words))}"
+            f"kind ({_listed((*KINDS, *KIND_GROUPS, LORA))}), got {quote('.'.join(words))}"
             + did_you_mean(words[0], known)
         )
     index = _parse_index(match["index"], shown)
@@ -166,15 +189,13 @@ def _choose(
     value: Names,
     argument: str,
     known: tuple[str, ...],
-    places: Iterable[Place],
-    field: int,
+    there: set[str],
     label: str,
     shown: str,
 ) -> set[str]:
     """The directions or kinds asked for, each checked to be there in this RNN."""
-    there = {p[field] for p in places}
     if value is None:
-        return {str(name) for name in there}
+        return there
     groups = _GROUPS[argument]
     valid = [n for n in (*known, *groups) if there.intersection(groups.get(n, (n,)))]
     chosen: set[str] = set()

@@ -7,7 +7,7 @@ holds. Between a forward pass and its backward anything may happen to a weight (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -99,8 +99,21 @@ def _inputs_and_shapes(inputs: Inputs) -> Iterator[tuple[str, Tensor | None, Sha
     yield "c0", inputs.c0, (D, B, H)
     shapes = parameter_shapes(data.shape[-1], H, P)
     for weights, suffix in zip(inputs.directions, ("", "_reverse"), strict=False):
-        for field, weight, shape in zip(Weights._fields, weights, shapes, strict=True):
+        expected = (*shapes, *_factor_shapes(weights, shapes))
+        for field, weight, shape in zip(Weights._fields, weights, expected, strict=True):
             yield f"{field}{suffix}", weight, shape
+
+
+def _factor_shapes(weights: Weights, shapes: Sequence[Shape]) -> Iterator[Shape]:
+    """The shapes of `down` and `up` of each weight of these shapes, of the rank of `down`."""
+    (out_ih, in_ih), (out_hh, in_hh), _, _, (out_hr, in_hr) = shapes
+    for down, rows, columns in (
+        (weights.down_ih, out_ih, in_ih),
+        (weights.down_hh, out_hh, in_hh),
+        (weights.down_hr, out_hr, in_hr),
+    ):
+        rank = 0 if down is None else down.shape[0]
+        yield from ((rank, columns), (rows, rank))
 
 
 def _state_and_shapes(inputs: Inputs, state: State) -> Iterator[tuple[str, Tensor | None, Shape]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .._names import DIRECTIONS, KINDS, kinds_of, name_of, place_of, rnn_names
+from .._names import DIRECTIONS, KINDS, factor_name, kinds_of, name_of, place_of, rnn_names
 from . import checks, memory
 from .agreement import check_is_there
 from .cell import parameter_shapes
@@ -145,7 +145,15 @@ class BiLSTM(nn.Module):
         Examples:
             >>> BiLSTM(4, 8).to_lstm()
             LSTM(4, 8, bidirectional=True)
+
+        Raises:
+            ValueError: There are LoRA factors.
         """
+        if scales := self.__dict__.get("lora_scales"):
+            raise ValueError(
+                f"this BiLSTM has LoRA factors ({', '.join(scales)}), which nn.LSTM cannot have; "
+                "merge() or remove() what add_lora returned first"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # dropout of one layer: said before
             lstm = nn.LSTM(
@@ -159,7 +167,7 @@ class BiLSTM(nn.Module):
                 self.proj_size,
                 device="meta",
             )
-        own = ("dropout_off_layers", "prefix_cache")
+        own = ("dropout_off_layers", "prefix_cache", "lora_scales")
         adopt(lstm, self, share_hooks=False, skip=own)
         lstm._init_flat_weights()
         return lstm
@@ -182,7 +190,8 @@ class BiLSTM(nn.Module):
     def all_weights(self) -> list[list[Tensor]]:
         """The weights of each layer and direction, as nn.LSTM lists them."""
         layers = self._read_weights()
-        return [[w for w in weights if w is not None] for layer in layers for weights in layer]
+        plain = [[weights[: len(KINDS)] for weights in layer] for layer in layers]
+        return [[w for w in found if w is not None] for layer in plain for found in layer]
 
     @property
     def groups(self) -> tuple[ParameterGroup, ...]:
@@ -341,11 +350,25 @@ class BiLSTM(nn.Module):
         kinds = kinds_of(self.bias, self.proj_size > 0)
         return [
             [
-                Weights(**{kind: self._weight(name_of(layer, d, kind)) for kind in kinds})
+                Weights(
+                    **{kind: self._weight(name_of(layer, d, kind)) for kind in kinds},
+                    **self._factors(layer, d, kinds),
+                )
                 for d in DIRECTIONS[: self.num_directions]
             ]
             for layer in range(self.num_layers)
         ]
+
+    def _factors(self, layer: int, direction: str, kinds: Sequence[str]) -> dict[str, Tensor]:
+        """The LoRA factors of one layer and direction by their field in Weights, if there are."""
+        scales: dict[str, float] = self.__dict__.get("lora_scales", {})
+        found: dict[str, Tensor] = {}
+        for kind in kinds if scales else ():
+            if (scale := scales.get(name := name_of(layer, direction, kind))) is not None:
+                side = kind.removeprefix("weight_")
+                found[f"down_{side}"] = self._weight(factor_name(name, "A"))
+                found[f"up_{side}"] = self._weight(factor_name(name, "B")) * scale
+        return found
 
     def _weight(self, name: str) -> Tensor:
         weight: Tensor | None = getattr(self, name)
@@ -362,12 +385,14 @@ class BiLSTM(nn.Module):
         for layer, directions in enumerate(weights):
             shapes = self._shapes(layer)
             for direction, found in zip(DIRECTIONS, directions, strict=False):
-                for kind, weight, shape in zip(KINDS, found, shapes, strict=True):
+                for kind, weight, shape in zip(KINDS, found, shapes, strict=False):
                     if weight is not None:
                         name = name_of(layer, direction, kind)
                         checks.check_weight(name, weight, shape, first, data.device)
                         if not traced:
                             check_is_there(name, weight)
+                where = name_of(layer, direction, "weight")
+                checks.check_factors(found, shapes, where, data.device)
 
     def _dropout_before(self, layer: int) -> float:
         """The probability of the dropout below a layer; 0 where there is none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
+from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
 import torch
@@ -14,6 +15,7 @@ from .agreement import check_is_there
 from .precision import autocast_dtype
 from .rows import unpermuted
 from .tracing import is_traced
+from .weights import Weights
 
 _AUTOCAST_CONVERTS = (torch.float32, torch.bfloat16, torch.float16)
 _MISREAD = (AttributeError, IndexError, KeyError, TypeError)
@@ -228,6 +230,23 @@ def check_weight(
 
 def _autocast_converts(*weights: Tensor) -> bool:
     return all(w.dtype in _AUTOCAST_CONVERTS and autocast_dtype(w) for w in weights)
+
+
+def check_factors(
+    weights: Weights, shapes: Sequence[tuple[int, ...]], where: str, device: torch.device
+) -> None:
+    """Raises where LoRA factors do not fit the weights they serve, or each other."""
+    for field, shape in (("ih", shapes[0]), ("hh", shapes[1]), ("hr", shapes[4])):
+        down, up = getattr(weights, f"down_{field}"), getattr(weights, f"up_{field}")
+        if down is None or up is None:
+            continue
+        for factor, expected in ((down, (up.shape[-1], shape[1])), (up, (shape[0], len(down)))):
+            if factor.shape != expected or factor.device != device:
+                raise RuntimeError(
+                    f"the LoRA factors of {where.replace('weight', f'weight_{field}')} must fit "
+                    f"its size {shape} on {device}, got B {tuple(up.shape)} on {up.device} and "
+                    f"A {tuple(down.shape)} on {down.device}: set them to ones that fit"
+                )
 
 
 def _on_two_devices(

@@ -39,7 +39,7 @@ def equations(
     """
     sizes = [data.shape[1]] * data.shape[0] if batch_sizes is None else batch_sizes.tolist()
     outputs, h_n, c_n = [], [], []
-    for d, w in enumerate(directions):
+    for d, w in enumerate(weights.merged() for weights in directions):
         x = flipped(data, reverse) if d else data
         projected = linear(x, w.weight_ih, w.bias_ih)
         steps = projected.unbind(0) if batch_sizes is None else torch.split(projected, sizes)

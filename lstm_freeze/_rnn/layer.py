@@ -10,7 +10,7 @@ P projected size (H without projection), D directions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,7 +38,8 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State]:
 
     `keep` must not change a bit of the result.
     """
-    data, batch_sizes, reverse, h0, c0, directions = inputs
+    data, batch_sizes, reverse, h0, c0, given = inputs
+    directions = [weights.merged(recorded=False) for weights in given]
     D, H, P = len(directions), directions[0].hidden_size, directions[0].state_size
     batch = inputs.batch
     rows = data.flatten(0, -2)
@@ -152,7 +153,8 @@ def backward(
     wanted: Wanted,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[list[Tensor | None]]]:
     """The gradients that are wanted, None for all others: data, h0, c0, and per direction."""
-    data, batch_sizes, reverse, _, _, directions = inputs
+    data, batch_sizes, reverse, _, _, given = inputs
+    directions = [weights.merged(recorded=False) for weights in given]
     active = wanted.directions()
     N = state.gates.shape[1]
     batch = state.hidden.shape[1] - N
@@ -161,7 +163,7 @@ def backward(
     dhidden, _, dc0, dgates = _gate_gradients(
         grads, batch_sizes, back, state, batch, directions, active, blocks
     )
-    weights: list[list[Tensor | None]] = [[None] * len(w) for w in directions]
+    weights: list[list[Tensor | None]] = [[None] * len(w) for w in given]
     for d in active:
         read = _Read(inputs, state, back, d)
         weights[d] = _weight_gradients(read, dhidden[d], dgates[d], wanted.weights[d])
@@ -211,12 +213,41 @@ def _weight_gradients(
 
     Each weight has multiplied some rows, so its gradient is a product of two matrices with N rows.
     """
-    ih, hh, bias_ih, bias_hh, hr = wanted
+    ih, hh, bias_ih, bias_hh, hr, *factors = wanted
+    *_, down_ih, up_ih, down_hh, up_hh, down_hr, up_hr = read.inputs.directions[read.direction]
     bias = dgates.sum(0) if bias_ih or bias_hh else None
+    of_ih = _products(dgates, read.by_weight_ih, (ih, *factors[:2]), down_ih, up_ih)
+    of_hh = _products(dgates, read.by_weight_hh, (hh, *factors[2:4]), down_hh, up_hh)
+    of_hr = _products(dh, read.by_weight_hr, (hr, *factors[4:]), down_hr, up_hr)
     return [
-        dgates.t() @ read.by_weight_ih() if ih else None,
-        dgates.t() @ read.by_weight_hh() if hh else None,
+        of_ih[0],
+        of_hh[0],
         bias if bias_ih else None,
         (bias.clone() if bias_ih else bias) if bias is not None and bias_hh else None,
-        dh.t() @ read.by_weight_hr() if hr else None,
+        of_hr[0],
+        *(*of_ih[1:], *of_hh[1:], *of_hr[1:]),
     ]
+
+
+def _products(
+    grad: Tensor,
+    rows: Callable[[], Tensor],
+    wanted: Sequence[bool],
+    down: Tensor | None,
+    up: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of a weight, (out, in), and of its factors `down` and `up`.
+
+    From the gradients of what the weight gave, (N, out), and the rows it has multiplied, (N, in).
+    Those of the factors are products with N rows of the rank's width: the weight's own, which is
+    as large as the weight, is not formed for them.
+    """
+    if not any(wanted):
+        return None, None, None
+    whole, for_down, for_up = wanted
+    read = rows()
+    return (
+        grad.t() @ read if whole else None,
+        (grad @ up).t() @ read if for_down and up is not None else None,
+        grad.t() @ (read @ down.t()) if for_up and down is not None else None,
+    )

@@ -37,7 +37,7 @@ def equations(
     """
     T, B, _ = data.shape
     outputs, h_n, c_n = [], [], []
-    for d, w in enumerate(directions):
+    for d, w in enumerate(weights.merged() for weights in directions):
         projected = linear(data, w.weight_ih, w.bias_ih).unbind(0)
         h = data.new_zeros(B, w.state_size) if h0 is None else h0[d]
         c = data.new_zeros(B, w.hidden_size) if c0 is None else c0[d]

@@ -36,6 +36,7 @@ def layer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer over time; arguments, results and shapes as in `masked.equations`."""
     T, B, _ = data.shape
+    directions = [weights.merged() for weights in directions]
     D, H = len(directions), directions[0].hidden_size
     biases = [
         torch.cat([_in_onnx_order(w.bias_ih), _in_onnx_order(w.bias_hh)])

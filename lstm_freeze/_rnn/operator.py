@@ -31,7 +31,7 @@ _TENSORS = (
     *(f"{name}_reverse" for name in Weights._fields),
 )
 _REQUIRED = {"data", *Weights._fields[:2]}
-_PROJECTIONS = [name.startswith("weight_hr") for name in _TENSORS]
+_PROJECTIONS = [name.removesuffix("_reverse").endswith("_hr") for name in _TENSORS]
 _SCHEMA = ", ".join(f"Tensor{'' if name in _REQUIRED else '?'} {name}" for name in _TENSORS)
 
 

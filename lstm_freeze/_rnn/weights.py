@@ -8,19 +8,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .cell import hidden_size_of
 
 
 class Weights(NamedTuple):
-    """One direction of one layer; the biases and `weight_hr` may be absent."""
+    """One direction of one layer; the biases and `weight_hr` may be absent.
+
+    A weight (out, in) may have an update of low rank r (LoRA): what the layer computes with is
+    weight + up @ down, with `down` (r, in) and `up` (out, r).
+    """
 
     weight_ih: Tensor
     weight_hh: Tensor
     bias_ih: Tensor | None = None
     bias_hh: Tensor | None = None
     weight_hr: Tensor | None = None
+    down_ih: Tensor | None = None
+    up_ih: Tensor | None = None
+    down_hh: Tensor | None = None
+    up_hh: Tensor | None = None
+    down_hr: Tensor | None = None
+    up_hr: Tensor | None = None
+
+    def merged(self, recorded: bool = True) -> Weights:
+        """The weights with their updates, as a layer computes with them.
+
+        `recorded` is for calls that autograd or a program records; without it the sums keep the
+        strides and, under autocast, the dtype of the weights.
+        """
+        ih, hh, bias_ih, bias_hh, hr, *updates = self
+        if all(factor is None for factor in updates):
+            return self
+        add = torch.addmm if recorded else _added
+        weights = (ih, self.down_ih, self.up_ih), (hh, self.down_hh, self.up_hh)
+        new_ih, new_hh = (
+            weight if down is None or up is None else add(weight, up, down)
+            for weight, down, up in weights
+        )
+        if hr is not None and self.down_hr is not None and self.up_hr is not None:
+            hr = add(hr, self.up_hr, self.down_hr)
+        return Weights(new_ih, new_hh, bias_ih, bias_hh, hr)
 
     @property
     def hidden_size(self) -> int:
@@ -31,6 +61,12 @@ class Weights(NamedTuple):
     def state_size(self) -> int:
         """P, which is H without a projection."""
         return self.weight_hh.shape[1]
+
+
+def _added(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """The sum weight + up @ down, like the weight: `out=` passes autocast by, and has strides."""
+    out = torch.empty_like(weight)
+    return torch.addmm(weight, up, down, out=out)
 
 
 class Inputs(NamedTuple):
