@@ -15,7 +15,7 @@ from lstm_freeze._rnn.weights import Weights
 
 LENGTHS = (6, 6, 4, 3, 1, 1)
 FORMS = ("dense", "packed")
-NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+NAMES = Weights._fields
 ALL = list(itertools.product((1, 2), (False, True), (False, True), FORMS, (False, True)))
 IDS = [f"D{d}{'-bias' * b}{'-proj' * p}-{form}{'-hx' * hx}" for d, b, p, form, hx in ALL]
 
@@ -206,6 +206,56 @@ def test_a_frozen_direction_is_not_walked_back(monkeypatch):
         assert walked == [expected]
 
 
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("proj", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_layer_with_factors_agrees_with_the_equations(form, proj, dtype):
+    args = with_factors(arguments(2, True, proj, form, True, dtype))
+    outputs, grads = gradients(layer, args)
+    expected, references = gradients(equations, args)
+    assert {name for name in grads if "down" in name or "up" in name} == {
+        f"{side}_{kind}[{d}]"
+        for side in ("down", "up")
+        for kind in ("ih", "hh", *(["hr"] if proj else []))
+        for d in (0, 1)
+    }
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for found, reference in zip(outputs, expected, strict=True):
+        assert_near(found, reference, tolerance)
+    for name, grad in grads.items():
+        assert_near(grad, references[name], tolerance)
+
+
+def with_factors(args, rank=2):
+    """The same with factors of each weight."""
+    gen = torch.Generator().manual_seed(2)
+
+    def factors(weight):
+        shapes = ((rank, weight.shape[1]), (weight.shape[0], rank))
+        drawn = (torch.randn(s, generator=gen, dtype=weight.dtype) * 0.3 for s in shapes)
+        return [factor.requires_grad_() for factor in drawn]
+
+    weights = []
+    for w in args[5]:
+        pairs = [[None] * 2 if x is None else factors(x) for x in (w[0], w[1], w[4])]
+        weights.append(Weights(*w[:5], *(factor for pair in pairs for factor in pair)))
+    return [*args[:5], weights]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradcheck_and_gradgradcheck_of_factors(form):
+    args = with_factors(arguments(1, True, True, form, True, features=2, hidden=3), rank=1)
+    inputs = leaves(args)
+    down, up = inputs["down_hh[0]"], inputs["up_hr[0]"]
+
+    def function(*_):
+        return layer(*args)
+
+    assert torch.autograd.gradcheck(function, (down, up))
+    assert torch.autograd.gradgradcheck(function, (down, up))
+
+
 def test_a_weight_in_two_places_gets_both_gradients_twice_over():
     w_ih, w_hh = (torch.randn(8, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
     data = torch.randn(3, 2, 2, dtype=torch.float64)
@@ -221,6 +271,9 @@ def test_a_weight_in_two_places_gets_both_gradients_twice_over():
 def test_operator_registrations_hold():
     args = arguments(2, True, True, "packed", True)
     flat = [*args[:5], *(w for weights in args[5] for w in weights), True]
+    torch.library.opcheck(torch.ops.lstm_freeze.layer.default, tuple(flat))
+    adapted = with_factors(args)
+    flat = [*adapted[:5], *(w for weights in adapted[5] for w in weights), True]
     torch.library.opcheck(torch.ops.lstm_freeze.layer.default, tuple(flat))
     torch.library.opcheck(torch.ops.lstm_freeze.reverse_rows.default, (args[0].detach(), args[1]))
 
