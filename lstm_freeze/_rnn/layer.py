@@ -10,7 +10,7 @@ P projected size (H without projection), D directions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -215,39 +215,47 @@ def _weight_gradients(
     """
     ih, hh, bias_ih, bias_hh, hr, *factors = wanted
     *_, down_ih, up_ih, down_hh, up_hh, down_hr, up_hr = read.inputs.directions[read.direction]
+    x = read.by_weight_ih() if ih or any(factors[:2]) else None
+    h = read.by_weight_hh() if hh or any(factors[2:4]) else None
+    m = read.by_weight_hr() if hr or any(factors[4:]) else None
     bias = dgates.sum(0) if bias_ih or bias_hh else None
-    of_ih = _products(dgates, read.by_weight_ih, (ih, *factors[:2]), down_ih, up_ih)
-    of_hh = _products(dgates, read.by_weight_hh, (hh, *factors[2:4]), down_hh, up_hh)
-    of_hr = _products(dh, read.by_weight_hr, (hr, *factors[4:]), down_hr, up_hr)
+    of_factors = [
+        *_factor_gradients(dgates, ((x, down_ih, up_ih), (h, down_hh, up_hh))),
+        *_factor_gradients(dh, ((m, down_hr, up_hr),)),
+    ]
     return [
-        of_ih[0],
-        of_hh[0],
+        None if x is None or not ih else dgates.t() @ x,
+        None if h is None or not hh else dgates.t() @ h,
         bias if bias_ih else None,
         (bias.clone() if bias_ih else bias) if bias is not None and bias_hh else None,
-        of_hr[0],
-        *(*of_ih[1:], *of_hh[1:], *of_hr[1:]),
+        None if m is None or not hr else dh.t() @ m,
+        *(grad if asked else None for grad, asked in zip(of_factors, factors, strict=True)),
     ]
 
 
-def _products(
-    grad: Tensor,
-    rows: Callable[[], Tensor],
-    wanted: Sequence[bool],
-    down: Tensor | None,
-    up: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of a weight, (out, in), and of its factors `down` and `up`.
+def _factor_gradients(
+    grad: Tensor, weights: Sequence[tuple[Tensor | None, Tensor | None, Tensor | None]]
+) -> list[Tensor | None]:
+    """The gradients of `down` and `up` of weights that gave the same sums, one after the other.
 
-    From the gradients of what the weight gave, (N, out), and the rows it has multiplied, (N, in).
-    Those of the factors are products with N rows of the rank's width: the weight's own, which is
-    as large as the weight, is not formed for them.
+    From the gradient of the sums, (N, out), and for each weight the rows it has multiplied, (N, in),
+    where they are wanted, and its factors. The products have N rows of the ranks' width, and the
+    gradient is read twice for all of them: that of a whole weight is not formed.
     """
-    if not any(wanted):
-        return None, None, None
-    whole, for_down, for_up = wanted
-    read = rows()
-    return (
-        grad.t() @ read if whole else None,
-        (grad @ up).t() @ read if for_down and up is not None else None,
-        grad.t() @ (read @ down.t()) if for_up and down is not None else None,
-    )
+    here = [
+        (k, rows, down, up)
+        for k, (rows, down, up) in enumerate(weights)
+        if rows is not None and down is not None and up is not None
+    ]
+    found: list[Tensor | None] = [None] * (2 * len(weights))
+    if not here:
+        return found
+    ranks = [len(down) for _, _, down, _ in here]
+    ups = torch.cat([up for *_, up in here], 1)
+    narrow = torch.cat([rows @ down.t() for _, rows, down, _ in here], 1)
+    for_down = (grad @ ups).split(ranks, 1)
+    for_up = (narrow.t() @ grad).split(ranks)
+    for (k, rows, *_), low, high in zip(here, for_down, for_up, strict=True):
+        found[2 * k] = low.t() @ rows
+        found[2 * k + 1] = high.t().contiguous()
+    return found
