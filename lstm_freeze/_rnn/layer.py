@@ -39,7 +39,7 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State]:
     `keep` must not change a bit of the result.
     """
     data, batch_sizes, reverse, h0, c0, given = inputs
-    directions = [weights.merged(recorded=False) for weights in given]
+    directions = [weights.merged(_added) for weights in given]
     D, H, P = len(directions), directions[0].hidden_size, directions[0].state_size
     batch = inputs.batch
     rows = data.flatten(0, -2)
@@ -70,6 +70,13 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State]:
         side, out = hidden[d, batch:].view(*data.shape[:-1], P), output[..., d * P : (d + 1) * P]
         _picked(side, back, out) if d else out.copy_(side)
     return output, h_n, c_n, state
+
+
+def _added(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """The sum weight + up @ down, with the weight's strides, on which bits depend, and dtype."""
+    plain = weight.is_contiguous()
+    out = memory.empty(weight, *weight.shape) if plain else torch.empty_like(weight)
+    return torch.addmm(weight, up, down, out=out)  # autocast changes no dtype of an `out`
 
 
 def _backwards(data: Tensor, reverse: Tensor | None) -> Tensor:
@@ -154,7 +161,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[list[Tensor | None]]]:
     """The gradients that are wanted, None for all others: data, h0, c0, and per direction."""
     data, batch_sizes, reverse, _, _, given = inputs
-    directions = [weights.merged(recorded=False) for weights in given]
+    directions = [weights.merged(_added) for weights in given]
     active = wanted.directions()
     N = state.gates.shape[1]
     batch = state.hidden.shape[1] - N
@@ -238,9 +245,9 @@ def _factor_gradients(
 ) -> list[Tensor | None]:
     """The gradients of `down` and `up` of weights that gave the same sums, one after the other.
 
-    From the gradient of the sums, (N, out), and for each weight the rows it has multiplied, (N, in),
-    where they are wanted, and its factors. The products have N rows of the ranks' width, and the
-    gradient is read twice for all of them: that of a whole weight is not formed.
+    From the gradient of the sums, (N, out), and for each weight the rows that it has multiplied,
+    (N, in), where they are wanted, and its factors. The products have N rows of the ranks' width,
+    and the gradient is read twice for all of them: that of a whole weight is not formed.
     """
     here = [
         (k, rows, down, up)
@@ -253,8 +260,8 @@ def _factor_gradients(
     ranks = [len(down) for _, _, down, _ in here]
     ups = torch.cat([up for *_, up in here], 1)
     narrow = torch.cat([rows @ down.t() for _, rows, down, _ in here], 1)
-    for_down = (grad @ ups).split(ranks, 1)
-    for_up = (narrow.t() @ grad).split(ranks)
+    for_down = torch.split(grad @ ups, ranks, 1)
+    for_up = torch.split(narrow.t() @ grad, ranks)
     for (k, rows, *_), low, high in zip(here, for_down, for_up, strict=True):
         found[2 * k] = low.t() @ rows
         found[2 * k + 1] = high.t().contiguous()

@@ -5,7 +5,7 @@ Shapes are written as in `layer`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,16 +33,14 @@ class Weights(NamedTuple):
     down_hr: Tensor | None = None
     up_hr: Tensor | None = None
 
-    def merged(self, recorded: bool = True) -> Weights:
+    def merged(self, add: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.addmm) -> Weights:
         """The weights with their updates, as a layer computes with them.
 
-        `recorded` is for calls that autograd or a program records; without it the sums keep the
-        strides and, under autocast, the dtype of the weights.
+        `add` makes weight + up @ down; the default is for calls that are recorded.
         """
         ih, hh, bias_ih, bias_hh, hr, *updates = self
         if all(factor is None for factor in updates):
             return self
-        add = torch.addmm if recorded else _added
         weights = (ih, self.down_ih, self.up_ih), (hh, self.down_hh, self.up_hh)
         new_ih, new_hh = (
             weight if down is None or up is None else add(weight, up, down)
@@ -61,12 +59,6 @@ class Weights(NamedTuple):
     def state_size(self) -> int:
         """P, which is H without a projection."""
         return self.weight_hh.shape[1]
-
-
-def _added(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """The sum weight + up @ down, like the weight: `out=` passes autocast by, and has strides."""
-    out = torch.empty_like(weight)
-    return torch.addmm(weight, up, down, out=out)
 
 
 class Inputs(NamedTuple):
