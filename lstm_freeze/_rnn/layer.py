@@ -264,5 +264,5 @@ def _factor_gradients(
     for_up = torch.split(narrow.t() @ grad, ranks)
     for (k, rows, *_), low, high in zip(here, for_down, for_up, strict=True):
         found[2 * k] = low.t() @ rows
-        found[2 * k + 1] = high.t().contiguous()
+        found[2 * k + 1] = high.t().clone(memory_format=torch.contiguous_format)
     return found
