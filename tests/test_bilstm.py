@@ -221,7 +221,7 @@ class Counting(nn.Module):
 
 @pytest.mark.parametrize("cached", [False, True], ids=["", "cached"])
 @pytest.mark.parametrize("hx", [False, True], ids=["", "hx"])
-@pytest.mark.parametrize("form", ["dense", "unbatched", "packed"])
+@pytest.mark.parametrize("form", ["dense", "unbatched", "packed", "padded"])
 def test_each_weight_is_read_once_a_call(form, hx, cached):
     lstm = built(proj_size=2)
     counters = {name: Counting() for name, _ in lstm.named_parameters()}
@@ -231,14 +231,16 @@ def test_each_weight_is_read_once_a_call(form, hx, cached):
         for name, p in lstm.named_parameters():
             p.requires_grad_("_l1" in name)
         lstm.prefix_cache = PrefixCache()
-    x = inputs("dense")[:, 0] if form == "unbatched" else inputs(form)
+    x = inputs("packed" if form == "packed" else "dense")
+    x = x[:, 0] if form == "unbatched" else x
+    lengths = list(range(1, B + 1)) if form == "padded" else None
     states = [torch.randn(4, B, 2), torch.randn(4, B, H)] if hx else None
     if hx and form == "unbatched":
         states = [state[:, 0] for state in states]
     for _ in range(2):  # the second call finds the samples in the cache
         for counter in counters.values():
             counter.reads = 0
-        lstm(x, states)
+        lstm(x, states, lengths=lengths)
         assert {name: counter.reads for name, counter in counters.items()} == dict.fromkeys(
             counters, 1
         )

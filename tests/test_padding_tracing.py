@@ -258,6 +258,20 @@ def test_onnx_runtimes_rows_are_torchs(options, dtype, is_one_operator, tmp_path
         assert casts[node.input[4]] == onnx.TensorProto.INT32
 
 
+@pytest.mark.slow
+@noisy
+def test_onnx_by_torchscript_is_written_for_one_shape_and_all_lengths(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, path = Encoder().eval(), str(tmp_path / "model.onnx")
+    names = {"input_names": ["x", "lengths"]}
+    torch.onnx.export(model, (X, LENGTHS), path, dynamo=False, verbose=False, **names)
+    for lengths in SOME:
+        found = run_onnx(path, with_nan_in_the_padding(X, lengths), torch.tensor(lengths))
+        expected = named(model(X, torch.tensor(lengths)))
+        assert_close(dict(zip(expected, found, strict=True)), expected, 1e-5)
+
+
 def test_plain_input_of_a_program_is_as_ever():
     _, bilstm = pair(**WIDE)
     program = torch.export.export(bilstm.eval(), (X,))

@@ -228,12 +228,12 @@ class BiLSTM(nn.Module):
             input: (T, B, I), with `batch_first` (B, T, I), unbatched (T, I), or a PackedSequence.
             hx: The initial hidden and cell states, (L * D, B, P) and (L * D, B, H), without B
                 for unbatched input; zeros where absent.
-            lengths: (B,) integers from 1 to T, the steps of each sequence of a padded batch, in any
-                order: a tensor on any device, or a list or array. Reading them makes the host wait
-                once for an accelerator they are on; on the CPU or as a list they cost no wait.
-                In a program for torch.compile, torch.export or torch.jit.trace, a tensor
-                stays an input; a list becomes part of the program. In one for ONNX, and under
-                torch.func.vmap over them, they cannot be read and their range is not checked.
+            lengths: (B,) integers from 1 to T, the steps of each sequence of a batch that is padded
+                at the end, in any order: a tensor on any device, or a list or array. Reading them
+                makes the host wait once for an accelerator they are on; on the CPU or as a list
+                they cost no wait. In a program for torch.compile, torch.export or torch.jit.trace,
+                a tensor stays an input; a list becomes part of the program. In one for ONNX, and
+                under torch.func.vmap over them, they cannot be read, so their range is not checked.
 
         Returns:
             The last layer's output, (T, B, D * P) or shaped like the input, and the final states

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 from .._torch_internals import is_fake
 from .rows import Rows, dense_rows, unpermuted
 
-Lengths = Tensor | Sequence[int]
+Lengths = Tensor | Iterable[int]
+_UNORDERED = (str, bytes, Mapping, Set)  # or no numbers: what would be read by mistake
 States = tuple[Tensor, Tensor]
 
 
@@ -84,7 +85,7 @@ def _integers(lengths: Any) -> list[int]:
     """A list, tuple, array or other iterable as Python's integers; bools are none."""
     if hasattr(lengths, "tolist"):
         lengths = lengths.tolist()
-    if not isinstance(lengths, Iterable) or isinstance(lengths, str):
+    if not isinstance(lengths, Iterable) or isinstance(lengths, _UNORDERED):
         raise ValueError(f"`lengths` must be (B,) integers, got {lengths!r}")
     found = []
     for index, length in enumerate(lengths):
