@@ -28,6 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lstm_freeze import BiLSTM, FrozenGuard, PrefixCache, freeze, replace_lstm
 from lstm_freeze._rnn import padding
@@ -172,6 +173,16 @@ def test_autocast_gives_the_dtypes_of_packed_input(dtype, proj_size):
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name
         torch.testing.assert_close(found[name], tensor, rtol=2e-2, atol=1e-2)
+
+
+def test_autocast_gives_the_same_dtypes_where_functions_are_transformed():
+    bilstm = BiLSTM(I, H)
+    x = torch.randn(T, B, I)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = bilstm(x, lengths=LENGTHS)[0]
+        found = torch.func.vmap(lambda x: bilstm(x, lengths=LENGTHS)[0])(x[None])[0]
+    assert found.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-2)
 
 
 def test_bfloat16():
@@ -428,6 +439,28 @@ def test_valid_rows_are_gathered_once_and_outputs_scattered_once(monkeypatch):
     bilstm(x, lengths=LENGTHS)
     assert calls == ["_places", "_gathered", "_scattered"]
     assert rows == [sum(LENGTHS)] * 3
+
+
+class Copies(TorchDispatchMode):
+    """Counts the operations that copy a whole tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.clone, torch.ops.aten.copy_)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["as it is", "transposed", "part of a wider batch"])
+def test_only_the_valid_rows_are_copied(name):
+    """What batch_first=False is often given is a transposed batch; it is gathered in place."""
+    x = torch.randn(T, B, I)
+    places = padding_of(x, LENGTHS).logical_not().flatten().nonzero().squeeze(1)
+    strided = {"as it is": lambda x: x, **STRIDED}[name](x)
+    with Copies() as copies:
+        found = padding._select(strided, places)
+    assert torch.equal(found, x.flatten(0, 1)[places])
+    assert copies.count == (name == "part of a wider batch")
 
 
 def test_the_input_may_be_changed_after_the_call():

@@ -209,6 +209,10 @@ def _(padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, ...]:
 )
 def _gathered(padded: Tensor, places: Tensor, steps: Tensor) -> Tensor:
     """The rows of a padded batch at some places: (N, F). index_select, with a faster backward."""
+    return _select(padded, places)
+
+
+def _select(padded: Tensor, places: Tensor) -> Tensor:
     major, minor, features = padded.shape
     if _is_transposed(padded):
         padded, places = padded.transpose(0, 1), places % minor * major + places // minor
