@@ -1,4 +1,4 @@
-"""Other callbacks of a fit that do not know of the schedule: what they do to it is said."""
+"""What stands beside a schedule in a fit and does not know of it: other callbacks, the compiler."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from lstm_freeze._schedule import ResolvedSchedule
+from lstm_freeze._torch_internals import is_compiled, recompile_limit
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
@@ -67,3 +70,20 @@ def warn_if_stopped(trainer: Trainer, index: int, phases: int) -> None:
         "advance=Plateau(...) begin the next phase with less patience than EarlyStopping has",
         stacklevel=2,
     )
+
+
+def warn_of_compilations(trainer: Trainer, module: nn.Module, resolved: ResolvedSchedule) -> None:
+    """Warn where the phases need more compiled variants of the module than torch.compile makes."""
+    limit = recompile_limit()
+    if limit is None or not is_compiled(module):
+        return
+    states = {frozenset(phase.ids) for phase in resolved.phases}
+    needed = len(states) * (2 if trainer.enable_validation else 1)
+    if needed > limit:
+        warnings.warn(
+            f"the schedule needs about {needed} compiled variants of the module, one for each "
+            "phase in training and one in validation, and torch.compile gives up after "
+            f"{limit}: it goes on uncompiled, or fails with fullgraph=True; set "
+            f"torch._dynamo.config.recompile_limit = {needed} before the fit",
+            stacklevel=2,
+        )

@@ -19,7 +19,7 @@ from lstm_freeze._saving import (
     without_note,
 )
 
-from ._both import Callback
+from ._both import Callback, without_fit
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -61,6 +61,10 @@ class SaveChanges(Callback):
         self._values: dict[str, Tensor] = {}
         self._module: weakref.ref[nn.Module] | None = None
         self._hook: RemovableHandle | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: nothing of a module but the base's values."""
+        return without_fit(self, _module=None, _hook=None)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Be there when the Trainer loads a checkpoint, which it does after this."""

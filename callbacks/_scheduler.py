@@ -17,10 +17,15 @@ from ._advance import Plateau, PlateauState, monitored, validate, validation_fol
 from ._both import Callback, stage_is_fit, without_fit
 from ._ddp import align_buffers, send_trainable_only
 from ._fit_guard import FitGuard
-from ._frozen_check import FrozenWeightsCheck
 from ._given import Given, as_schedule, schedule_for
 from ._logged import log_caches, log_phase
-from ._neighbours import averaging_mistakes, warn_if_stopped, warn_of_early_ones
+from ._neighbours import (
+    averaging_mistakes,
+    named,
+    warn_if_stopped,
+    warn_of_compilations,
+    warn_of_early_ones,
+)
 from ._refusals import advance_mistakes, ddp_mistakes, differences, refuse_sharding, refuse_uneven
 from ._weights import load_weights, snapshot
 
@@ -174,6 +179,7 @@ class FreezeScheduler(Callback):
         if trainer.global_step == 0:
             resolved.forget_rates(trainer.optimizers)
         send_trainable_only(trainer.model)
+        warn_of_compilations(trainer, pl_module, resolved)
         if self._restored is not None and self.advance is not None:
             self._plateau = PlateauState(**self._restored["plateau"])
             self._best = dict(self._restored.get("best", {}))
@@ -182,7 +188,7 @@ class FreezeScheduler(Callback):
         begun = self._phase_at(*(self._resumed_at or (0, 0)))
         self._enter(trainer, begun if self._restored is None else self._restored["phase"])
         self._restored = None
-        if self.check and not _has_check(trainer):
+        if self.check and not named(trainer, "FrozenWeightsCheck"):
             every = 1 if self.check == "step" else None
             self._guard = FitGuard(pl_module, mode="fingerprint", every_n_steps=every)
 
@@ -346,8 +352,3 @@ class FreezeScheduler(Callback):
         if self.resolved is not None:
             self.resolved.prefixes.leave()
         self._guard = None
-
-
-def _has_check(trainer: Trainer) -> bool:
-    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(callback, FrozenWeightsCheck) for callback in callbacks)

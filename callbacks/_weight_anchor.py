@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lstm_freeze import Anchor, anchor
 from lstm_freeze._checks import as_number
 
-from ._both import Callback
+from ._both import Callback, without_fit
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -48,8 +48,20 @@ class WeightAnchor(Callback):
         self.strength = as_number(strength, "strength", least=0)
         self._anchor: Anchor | None = None
         self._start: dict[str, Tensor] = {}
-        self._restored = False
         self._module: weakref.ref[nn.Module] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: nothing of a module or an optimizer but the weights at first."""
+        start = self._start if self._anchor is None else self._anchor.state_dict()
+        return without_fit(self, _anchor=None, _module=None, _start=start)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget where earlier fits began, unless the same Trainer goes on with the same module."""
+        if stage == "fit":
+            goes_on = trainer.global_step > 0 and self._module and self._module() is pl_module
+            if not goes_on:
+                self._start = {}
+            self._module = weakref.ref(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The weights at the beginning."""
@@ -58,19 +70,17 @@ class WeightAnchor(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Draw towards the beginning that the checkpoint remembers."""
-        self._start, self._restored = dict(state_dict.get("start", {})), True
+        self._start = dict(state_dict.get("start", {}))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Anchor the weights, where they were unless a checkpoint or an earlier fit knows."""
-        same = self._module is not None and self._module() is pl_module
-        known = self._start if self._start and (self._restored or same) else None
-        self._module = weakref.ref(pl_module)
+        """Anchor the weights where they are, unless a checkpoint has brought where they began."""
+        known = self._start
         self._detach()
         held = anchor(pl_module, trainer.optimizers, *self.targets, strength=self.strength)
         self._anchor = held
-        if known is not None:
+        if known:
             held.load_state_dict(known)
-        self._start, self._restored = held.state_dict(), False
+        self._start = held.state_dict()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the optimizers."""

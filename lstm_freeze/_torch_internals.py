@@ -135,3 +135,22 @@ def reduced_parameters(ddp: DistributedDataParallel) -> list[nn.Parameter] | Non
     """The parameters whose gradients DDP's reducer averages; None where it cannot be asked."""
     asks = getattr(ddp.reducer, "_get_zeros_like_grad_buckets", None)
     return None if asks is None else [p for bucket in asks() for p in bucket.parameters()]
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module, or one inside it, is compiled; by Lightning too. Without the names: no."""
+    kind = (
+        _look_up("_dynamo.eval_frame.OptimizedModule") if "torch._dynamo" in sys.modules else None
+    )
+    return any(
+        (kind is not None and isinstance(part, kind))
+        or getattr(part, "_compiled_call_impl", None) is not None
+        or getattr(part, "_compiler_ctx", None) is not None
+        for part in module.modules()
+    )
+
+
+def recompile_limit() -> int | None:
+    """How many variants of a function torch.compile makes before it gives up; None: not known."""
+    limit: int | None = _look_up("_dynamo.config.recompile_limit")
+    return limit

@@ -1,5 +1,6 @@
 """Callbacks before, in, between and after fits: copies, pickles, and a new beginning each time."""
 
+import collections.abc
 import copy
 import pickle
 
@@ -12,6 +13,8 @@ from lstm_freeze.callbacks import (
     FrozenWeightsCheck,
     GradualUnfreezing,
     Plateau,
+    SaveChanges,
+    WeightAnchor,
     WeightDrift,
 )
 
@@ -24,6 +27,8 @@ CALLBACKS = {
     "best": lambda: FreezeScheduler(TWO, advance=Plateau(patience=1, restore_best=True)),
     "GradualUnfreezing": lambda: GradualUnfreezing(advance=Plateau()),
     "WeightDrift": lambda: WeightDrift(every_n_steps=1),
+    "WeightAnchor": lambda: WeightAnchor("*", strength=0.5),
+    "SaveChanges": lambda: SaveChanges(),
     "FrozenWeightsCheck": lambda: FrozenWeightsCheck(),
 }
 COPIES = {"pickle": lambda thing: pickle.loads(pickle.dumps(thing)), "deepcopy": copy.deepcopy}
@@ -145,3 +150,68 @@ def test_a_checkpoint_is_taken_up_also_after_another_fit(tmp_path):
     fit(L, m, callback, watch, ckpt_path=tmp_path / "three.ckpt", max_epochs=5)
     assert watch.seen[::4] == [1, 2]
     assert on(m) == names(m, "")
+
+
+class ListConfig(collections.abc.MutableSequence):
+    """Like those of configuration frameworks: a sequence that is no list."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __getitem__(self, index):
+        return as_config(self.items[index])
+
+    def __len__(self):
+        return len(self.items)
+
+    def __setitem__(self, index, value):
+        self.items[index] = value
+
+    def __delitem__(self, index):
+        del self.items[index]
+
+    def insert(self, index, value):
+        self.items.insert(index, value)
+
+
+class DictConfig(collections.abc.Mapping):
+    """Likewise: a mapping that is no dict."""
+
+    def __init__(self, items):
+        self.items_ = items
+
+    def __getitem__(self, key):
+        return as_config(self.items_[key])
+
+    def __iter__(self):
+        return iter(self.items_)
+
+    def __len__(self):
+        return len(self.items_)
+
+
+def as_config(value):
+    kinds = {list: ListConfig, dict: DictConfig}
+    return kinds[type(value)](value) if type(value) in kinds else value
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {0: ["head"], 1: ["head", "encoder.lstm[-1]"]},
+        {"phases": {0: ["head"], 1: ["*"]}, "scope": ["encoder", "head"], "exclude": ["head.bias"]},
+        {"phases": [{"start": 0, "train": ["head"], "lr": {"head": 0.1, "*": 0.2}, "warmup": 3}]},
+        [{"start": 0, "train": ["head"]}, {"start": 1, "train": "*", "lr": 0.1}],
+        {"recipe": "chain_thaw", "lr": {"head": 0.1, "*": 0.2}, "every": 2},
+    ],
+    ids=["mapping", "description", "list of phases", "list", "recipe"],
+)
+def test_a_configuration_frameworks_objects(schedule):
+    """Taken like the plain ones, in checkpoints too."""
+    given, plain = FreezeScheduler(as_config(schedule)), FreezeScheduler(schedule)
+    assert given.state_key == plain.state_key
+    for callback in (given, plain):
+        fit(L, module(L), callback, max_epochs=1)
+    assert repr(given.state_dict()) == repr(plain.state_dict())
+    assert "Config" not in repr(given.state_dict())
+    assert given.state_dict()["schedule"]["phases"]

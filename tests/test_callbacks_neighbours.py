@@ -3,6 +3,8 @@
 import importlib
 
 import pytest
+import torch
+import torch._dynamo
 from _fits import LIGHTNINGS, data, fit, lightning, module, names, on, recorder, trainer
 from torch import nn
 
@@ -118,3 +120,27 @@ class TestAveraging:
         m.encoder.norm = nn.Identity()
         fit(L, m, FreezeScheduler(schedule, check=None), self.swa(3), max_epochs=4)
         assert on(m) == names(m, "")
+
+
+class TestCompiled:
+    PHASES = {i: ["head", f"encoder.lstm[{i % 2}]"] if i % 3 else "head" for i in range(6)}  # noqa: RUF012
+
+    @pytest.mark.parametrize("val", [True, False])
+    def test_more_variants_than_torch_makes_are_said(self, val):
+        m = module(L)
+        m.head.compile(backend="eager")
+        needed = 6 if val else 3
+        with (
+            torch._dynamo.config.patch(recompile_limit=needed - 1),
+            pytest.warns(UserWarning, match=f"needs about {needed} compiled variants"),
+        ):
+            fit(L, m, FreezeScheduler(self.PHASES), max_epochs=1, limit_val_batches=int(val))
+
+    def test_enough_is_not(self):
+        m = module(L)
+        m.head.compile(backend="eager")
+        fit(L, m, FreezeScheduler(self.PHASES), max_epochs=1)
+
+    def test_what_is_not_compiled_may_have_any_number(self):
+        with torch._dynamo.config.patch(recompile_limit=1):
+            fit(L, module(L), FreezeScheduler(self.PHASES), max_epochs=1)

