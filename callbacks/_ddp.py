@@ -1,4 +1,4 @@
-"""What DistributedDataParallel needs while parameters freeze and thaw: buffers and messages."""
+"""What DistributedDataParallel exchanges: the gradients of what trains, and no others."""
 
 # Without postponed annotations: DDP compares those of a communication hook with the types.
 
@@ -11,19 +11,6 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from lstm_freeze._torch_internals import has_comm_hook
-
-
-@torch.no_grad()
-def align_buffers(model: nn.Module | None) -> None:
-    """Give every rank rank 0's buffers, as DDP's next forward pass would.
-
-    Each rank moves its own running statistics; what is frozen now must already be what DDP makes
-    of them.
-    """
-    if isinstance(model, DistributedDataParallel) and model.broadcast_buffers:
-        source = dist.get_global_rank(model.process_group, 0)
-        for buffer in model.module.buffers():
-            dist.broadcast(buffer, source, group=model.process_group)
 
 
 def send_trainable_only(model: nn.Module | None) -> None:

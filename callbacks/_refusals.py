@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lstm_freeze._freezing import RANKS_DRIFT, waits_for_all
 from lstm_freeze._schedule import ResolvedSchedule
 
 if TYPE_CHECKING:
@@ -47,12 +48,12 @@ def ddp_mistakes(model: nn.Module | None, resolved: ResolvedSchedule) -> list[st
     if late:
         mistakes.append(
             f"{late[0]!r} was frozen (in configure_model or setup of the module) before DDP "
-            "wrapped the module, and a later phase trains it: its gradients would stay local and "
-            "the ranks would drift apart; leave freezing to the schedule"
+            f"wrapped the module, and a later phase trains it: {RANKS_DRIFT}; leave freezing "
+            "to the schedule"
         )
     reduced = {id(p) for p in model.module.parameters() if p.requires_grad}
     changes = any(id(p) in reduced for phase in resolved.phases for p in phase.frozen.values())
-    if changes and (model.static_graph or not model.find_unused_parameters):
+    if changes and waits_for_all(model):
         flag = "static_graph=True" if model.static_graph else "find_unused_parameters=False"
         mistakes.append(
             f"under DDP with {flag} the backward pass waits for the gradients of frozen "

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lstm_freeze import FreezeSchedule, Recipe
+from lstm_freeze._freezing import align_buffers
 from lstm_freeze._optimizers import drop_state
 from lstm_freeze._schedule import ResolvedSchedule, raise_all
 
 from ._advance import Plateau, PlateauState, monitored, validate, validation_follows
 from ._both import Callback, stage_is_fit, without_fit
-from ._ddp import align_buffers, send_trainable_only
+from ._ddp import send_trainable_only
 from ._fit_guard import FitGuard
 from ._given import Given, as_schedule, schedule_for
 from ._logged import log_caches, log_phase

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 DIRECTIONS = ("forward", "reverse")
@@ -29,6 +30,15 @@ class Place(NamedTuple):
     layer: int
     direction: str
     kind: str
+
+
+def lowest_layer(places: Iterable[Place | None], default: int) -> int:
+    """The lowest layer among these places, None among them being no place.
+
+    >>> lowest_layer([place_of("bias_ih_l2"), None, place_of("bias_ih_l1")], default=3)
+    1
+    """
+    return min((place.layer for place in places if place is not None), default=default)
 
 
 def base_name(name: str) -> str:

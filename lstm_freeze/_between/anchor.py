@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from .._checks import as_module, as_number
 from .._hashing import has_bits
 from .._model import Target, Tree, select_in
-from .._optimizers import as_optimizers
+from .._optimizers import as_optimizers, innermost
 
 
 class Anchor:
@@ -42,7 +42,7 @@ class Anchor:
         self.remember()
         self._names = {id(p): name for name, p in self._parameters.items()}
         self._hooks: list[RemovableHandle] = [
-            optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers
+            one.register_step_post_hook(self._after_step) for one in innermost(optimizers)
         ]
 
     def detach(self) -> None:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from .._model import Tree
+from .._names import lowest_layer
 from .prefix_cache import PrefixCache
 
 Trains = Callable[[nn.Parameter], bool]
@@ -79,7 +80,7 @@ class PrefixLevels:
 
     def _depth(self, path: str, trains: Trains) -> int:
         """The number of lowest layers of an RNN that have nothing that trains."""
-        seats = self.tree.places(path)
-        layers = {place.layer for place in seats.values()}
-        trained = {seats[name].layer for name in seats if trains(self.tree.parameters[name])}
-        return min(trained, default=len(layers))
+        places = self.tree.places(path)
+        layers = {place.layer for place in places.values()}
+        trained = (place for n, place in places.items() if trains(self.tree.parameters[n]))
+        return lowest_layer(trained, default=len(layers))

@@ -2,6 +2,9 @@
 
 from .constants import describe as describe
 from .constants import unnamed as unnamed
+from .ddp import RANKS_DRIFT as RANKS_DRIFT
+from .ddp import align_buffers as align_buffers
+from .ddp import waits_for_all as waits_for_all
 from .freezing import freeze as freeze
 from .freezing import freeze_up_to as freeze_up_to
 from .freezing import set_trainable as set_trainable

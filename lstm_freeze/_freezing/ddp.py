@@ -14,6 +14,7 @@ from .._model import Tree, inner_name
 from .._torch_internals import reduced_parameters, reduced_tensors
 from .._warn import warn
 
+RANKS_DRIFT = "its gradients would stay local and the ranks would drift apart"
 # By id, the parameters that were trainable when they were frozen through a DDP object, which
 # keeps them alive anyway.
 _trained: weakref.WeakKeyDictionary[DistributedDataParallel, dict[int, nn.Parameter]] = (
@@ -50,15 +51,19 @@ def require_reducible(
         if not (trained and (reduced is None or id(parameter) in reduced)):
             raise ValueError(
                 f"unfreezing {name!r} under DDP: it was frozen when DDP wrapped the module (or by "
-                "hand since), so its gradients would stay local and the ranks would drift apart; "
-                "wrap the module while all that will ever train is trainable, and then call "
-                "freeze(...) with the DDP object"
+                f"hand since), so {RANKS_DRIFT}; wrap the module while all that will "
+                "ever train is trainable, and then call freeze(...) with the DDP object"
             )
+
+
+def waits_for_all(ddp: DistributedDataParallel) -> bool:
+    """Whether DDP's backward pass waits for gradients that frozen parameters never get."""
+    return not ddp.find_unused_parameters or bool(ddp.static_graph)
 
 
 def warn_unused(ddp: DistributedDataParallel) -> None:
     """Warn if DDP will wait for gradients that frozen parameters never get."""
-    if not ddp.find_unused_parameters or ddp.static_graph:
+    if waits_for_all(ddp):
         warn(
             "freezing or unfreezing under DDP without find_unused_parameters=True (or with "
             "static_graph=True): DDP waits for the gradients of frozen parameters and raises in "
@@ -74,14 +79,18 @@ def remember_trainable(ddp: DistributedDataParallel, parameters: Iterable[nn.Par
 
 
 @torch.no_grad()
-def align_buffers(ddp: DistributedDataParallel, modules: Iterable[nn.Module]) -> None:
-    """Give every rank rank 0's buffers of these modules, which are about to be frozen.
+def align_buffers(model: nn.Module | None, modules: Iterable[nn.Module] | None = None) -> None:
+    """Give every rank rank 0's buffers, where DDP wraps the model; every rank has to come here.
 
     Each rank moves its own running statistics, and DDP overwrites them with rank 0's in the next
-    forward pass: what is frozen must already be that. Every rank has to come here.
+    forward pass: what is frozen must already be that.
+
+    Args:
+        model: Nothing happens where it is no DDP object.
+        modules: Whose own buffers; None for all.
     """
-    if ddp.broadcast_buffers:
-        source = dist.get_global_rank(ddp.process_group, 0)
-        for module in modules:
+    if isinstance(model, DistributedDataParallel) and model.broadcast_buffers:
+        source = dist.get_global_rank(model.process_group, 0)
+        for module in model.module.modules() if modules is None else modules:
             for buffer in module.buffers(recurse=False):
-                dist.broadcast(buffer, source, group=ddp.process_group)
+                dist.broadcast(buffer, source, group=model.process_group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -12,11 +13,67 @@ from torch.optim import Optimizer
 from .._checks import as_module, as_one_of
 from .._model import Tree, can_train, numel, runs_fused
 from .._optimizers import as_optimizers
+from . import table
 from .constants import constants, describe
 from .holds import decider_of, hold_of, is_normalization
 from .listeners import idle_steps
-from .table import Row
-from .table import Status as Status
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a status: an RNN layer's direction, another part of a model, or a parameter.
+
+    Attributes:
+        name: A target that names it (`encoder.lstm[0].forward`, `head`, `head.weight`).
+        state: `"trainable"`, `"frozen"` or `"mixed"`.
+        trainable: Number of trainable elements.
+        total: Number of elements.
+        ties: Other names of its parameters.
+        stale: Names of its parameters that are frozen and still have a gradient.
+        groups: The optimizer groups that hold its parameters: an index, with the name if it has
+            one; with several optimizers, `optimizer:group`.
+        lrs: The learning rates of these groups, each once.
+        notes: What a reader should know about it.
+    """
+
+    name: str
+    state: str
+    trainable: int
+    total: int
+    ties: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    lrs: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a module; prints as an aligned table, in a notebook as HTML.
+
+    Attributes:
+        rows: One row a part or parameter, input side first.
+        trainable: Number of trainable elements, tied ones counted once.
+        total: Number of elements, tied ones counted once.
+        notes: What a reader should know about the whole.
+        by: `"layer"` or `"parameter"`.
+        with_optimizer: Whether groups and learning rates were asked for.
+    """
+
+    rows: tuple[Row, ...]
+    trainable: int
+    total: int
+    notes: tuple[str, ...] = ()
+    by: str = "layer"
+    with_optimizer: bool = False
+
+    def __str__(self) -> str:
+        return table.as_text(self)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return table.as_html(self)
 
 
 def status(module: nn.Module, optimizer: Any = None, by: str = "layer") -> Status:
@@ -56,24 +113,24 @@ def status(module: nn.Module, optimizer: Any = None, by: str = "layer") -> Statu
         if by == "layer"
         else {name: {name: p} for name, p in tree.distinct().items()}
     )
-    seats = _seats(optimizers)
+    grouped = _groups_of(optimizers)
     checked = optimizer is not None
     resting = idle_steps()
-    rows = tuple(_row(tree, name, held, seats, resting, checked) for name, held in parts.items())
+    rows = tuple(_row(tree, name, held, grouped, resting, checked) for name, held in parts.items())
     return Status(
         rows,
         trainable=sum(row.trainable for row in rows),
         total=sum(row.total for row in rows),
-        notes=tuple(_notes(tree, optimizers, rows, seats)),
+        notes=tuple(_notes(tree, optimizers, rows, grouped)),
         by=by,
         with_optimizer=checked,
     )
 
 
-_Seats = Mapping[int, Sequence[tuple[str, float]]]  # id of a parameter -> (group's label, lr)
+_Grouped = Mapping[int, Sequence[tuple[str, float]]]  # id of a parameter -> (group's label, lr)
 
 
-def _seats(optimizers: Sequence[Optimizer]) -> _Seats:
+def _groups_of(optimizers: Sequence[Optimizer]) -> _Grouped:
     found: dict[int, list[tuple[str, float]]] = {}
     for i, optimizer in enumerate(optimizers):
         for j, group in enumerate(optimizer.param_groups):
@@ -88,7 +145,7 @@ def _row(
     tree: Tree,
     name: str,
     parameters: Mapping[str, nn.Parameter],
-    seats: _Seats,
+    grouped: _Grouped,
     resting: Mapping[int, int],
     checked: bool,
 ) -> Row:
@@ -98,7 +155,7 @@ def _row(
     state = "mixed" if any(could) and not all(could) else ("frozen", "trainable")[any(could)]
     ties = tuple(n for n in tree.all_names(parameters) if n not in parameters)
     stale = tuple(n for n, p in parameters.items() if not trains[n] and p.grad is not None)
-    homeless = [n for n, p in parameters.items() if trains[n] and checked and id(p) not in seats]
+    homeless = [n for n, p in parameters.items() if trains[n] and checked and id(p) not in grouped]
     lazy = [n for n, p in parameters.items() if nn.parameter.is_lazy(p)]
     whole = len(parameters)
     notes = []
@@ -117,7 +174,7 @@ def _row(
         notes.append(f"trainable but idle in the last {steps:,} optimizer steps{which}")
     if lazy:
         notes.append(f"not initialised yet (lazy), counted as 0{_which(tree, lazy, whole, name)}")
-    sitting = [seat for p in parameters.values() for seat in seats.get(id(p), ())]
+    held = [one for p in parameters.values() for one in grouped.get(id(p), ())]
     return Row(
         name,
         state,
@@ -125,14 +182,14 @@ def _row(
         total=sum(map(numel, parameters.values())),
         ties=ties,
         stale=stale,
-        groups=tuple(dict.fromkeys(label for label, _ in sitting)),
-        lrs=tuple(dict.fromkeys(lr for _, lr in sitting)),
+        groups=tuple(dict.fromkeys(label for label, _ in held)),
+        lrs=tuple(dict.fromkeys(lr for _, lr in held)),
         notes=tuple(notes),
     )
 
 
 def _notes(
-    tree: Tree, optimizers: Sequence[Optimizer], rows: Sequence[Row], seats: _Seats
+    tree: Tree, optimizers: Sequence[Optimizer], rows: Sequence[Row], grouped: _Grouped
 ) -> Iterator[str]:
     own = {id(p) for p in tree.parameters.values()}
     if any(row.stale for row in rows):
@@ -141,7 +198,7 @@ def _notes(
             "clears it, requires_grad = False alone does not"
         )
     if any("in no optimizer" in note for row in rows for note in row.notes):
-        strangers = len(seats.keys() - own)
+        strangers = len(grouped.keys() - own)
         yield "what is in no optimizer never trains; build the optimizer over all parameters" + (
             f". It holds {strangers} that this module does not have: was a Parameter replaced "
             "after it was built?"

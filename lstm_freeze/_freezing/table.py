@@ -7,113 +7,71 @@ import itertools
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .status import Row, Status
 
 _WIDTH = 80
 _FOLD_ABOVE = 40  # rows; a longer table shows neighbours that differ only in a number as one line
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a status: an RNN layer's direction, another part of a model, or a parameter.
-
-    Attributes:
-        name: A target that names it (`encoder.lstm[0].forward`, `head`, `head.weight`).
-        state: `"trainable"`, `"frozen"` or `"mixed"`.
-        trainable: Number of trainable elements.
-        total: Number of elements.
-        ties: Other names of its parameters.
-        stale: Names of its parameters that are frozen and still have a gradient.
-        groups: The optimizer groups that hold its parameters: an index, with the name if it has
-            one; with several optimizers, `optimizer:group`.
-        lrs: The learning rates of these groups, each once.
-        notes: What a reader should know about it.
-    """
-
-    name: str
-    state: str
-    trainable: int
-    total: int
-    ties: tuple[str, ...] = ()
-    stale: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-    lrs: tuple[float, ...] = ()
-    notes: tuple[str, ...] = ()
+def as_text(status: Status) -> str:
+    """The lines for a terminal, at most 80 columns wide where names allow it."""
+    rows = _folded(status.rows)
+    table = _cells(status, rows, named=True)
+    if len(_aligned(table)[0]) > _WIDTH:
+        table = _cells(status, rows, named=False)
+    head, *lines = _aligned(table)
+    text = [head.rstrip(), "-" * len(head)]
+    for row, line in zip(rows, lines, strict=True):
+        text += [line.rstrip(), *(_wrapped(f"  ! {note}", "    ") for note in row.notes)]
+    text += [_wrapped(f"note: {note}", "      ") for note in status.notes]
+    return "\n".join([*text, _summary(status)])
 
 
-@dataclass(frozen=True)
-class Status:
-    """The state of a module; prints as an aligned table, in a notebook as HTML.
+def as_html(status: Status) -> str:
+    """The same for a notebook."""
+    # Colours are the notebook's own, so that it reads on light and on dark.
+    rows = _folded(status.rows)
+    head, *lines = _cells(status, rows, named=True)
+    text = ["<table>", _html_row("th", head)]
+    for row, cells in zip(rows, lines, strict=True):
+        text.append(_html_row("td", cells, bold=row.state != "frozen"))
+        text += [
+            f'<tr><td colspan="{len(head)}" style="text-align:left;padding-left:2em">'
+            f"<em>{html.escape(note)}</em></td></tr>"
+            for note in row.notes
+        ]
+    text.append("</table>")
+    text += [f"<div><em>note: {html.escape(note)}</em></div>" for note in status.notes]
+    return "\n".join([*text, f"<div>{html.escape(_summary(status))}</div>"])
 
-    Attributes:
-        rows: One row a part or parameter, input side first.
-        trainable: Number of trainable elements, tied ones counted once.
-        total: Number of elements, tied ones counted once.
-        notes: What a reader should know about the whole.
-        by: `"layer"` or `"parameter"`.
-        with_optimizer: Whether groups and learning rates were asked for.
-    """
 
-    rows: tuple[Row, ...]
-    trainable: int
-    total: int
-    notes: tuple[str, ...] = ()
-    by: str = "layer"
-    with_optimizer: bool = False
+def _summary(status: Status) -> str:
+    percent = 100 * status.trainable / status.total if status.total else 0.0
+    return (
+        f"trainable params: {status.trainable:,} || all params: {status.total:,} || "
+        f"trainable%: {percent:.4f}"
+    )
 
-    def __str__(self) -> str:
-        rows = _folded(self.rows)
-        table = self._cells(rows, named=True)
-        if len(_aligned(table)[0]) > _WIDTH:
-            table = self._cells(rows, named=False)
-        head, *lines = _aligned(table)
-        text = [head.rstrip(), "-" * len(head)]
-        for row, line in zip(rows, lines, strict=True):
-            text += [line.rstrip(), *(_wrapped(f"  ! {note}", "    ") for note in row.notes)]
-        text += [_wrapped(f"note: {note}", "      ") for note in self.notes]
-        return "\n".join([*text, self._summary])
 
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        # Colours are the notebook's own, so that it reads on light and on dark.
-        rows = _folded(self.rows)
-        head, *lines = self._cells(rows, named=True)
-        text = ["<table>", _html_row("th", head)]
-        for row, cells in zip(rows, lines, strict=True):
-            text.append(_html_row("td", cells, bold=row.state != "frozen"))
-            text += [
-                f'<tr><td colspan="{len(head)}" style="text-align:left;padding-left:2em">'
-                f"<em>{html.escape(note)}</em></td></tr>"
-                for note in row.notes
-            ]
-        text.append("</table>")
-        text += [f"<div><em>note: {html.escape(note)}</em></div>" for note in self.notes]
-        return "\n".join([*text, f"<div>{html.escape(self._summary)}</div>"])
-
-    @property
-    def _summary(self) -> str:
-        percent = 100 * self.trainable / self.total if self.total else 0.0
-        return (
-            f"trainable params: {self.trainable:,} || all params: {self.total:,} || "
-            f"trainable%: {percent:.4f}"
-        )
-
-    def _cells(self, rows: Sequence[Row], named: bool) -> list[list[str]]:
-        """The heading and the rows, as text; groups with their names or as indices."""
-        all_in_rnn = rows and all(row.name.startswith("[") for row in rows)
-        subject = "[layer].direction" if all_in_rnn else self.by.replace("layer", "part")
-        wide = max((len(f"{row.total:,}") for row in rows), default=0)
-        numbers = [f"{r.trainable:,} / {r.total:>{wide},}" for r in rows]
-        table = [[subject, "state", "trainable/all params"]]
-        if self.by == "parameter":
-            table, numbers = [[subject, "state", "params"]], [f"{r.total:,}" for r in rows]
-        table += [[r.name, r.state, number] for r, number in zip(rows, numbers, strict=True)]
-        if self.with_optimizer:
-            table[0] += ["group", "lr"]
-            for row, cells in zip(rows, table[1:], strict=True):
-                cells += [_groups_cell(row, named), ", ".join(f"{lr:.4g}" for lr in row.lrs) or "-"]
-        return table
+def _cells(status: Status, rows: Sequence[Row], named: bool) -> list[list[str]]:
+    """The heading and the rows, as text; groups with their names or as indices."""
+    all_in_rnn = rows and all(row.name.startswith("[") for row in rows)
+    subject = "[layer].direction" if all_in_rnn else status.by.replace("layer", "part")
+    wide = max((len(f"{row.total:,}") for row in rows), default=0)
+    numbers = [f"{r.trainable:,} / {r.total:>{wide},}" for r in rows]
+    table = [[subject, "state", "trainable/all params"]]
+    if status.by == "parameter":
+        table, numbers = [[subject, "state", "params"]], [f"{r.total:,}" for r in rows]
+    table += [[r.name, r.state, number] for r, number in zip(rows, numbers, strict=True)]
+    if status.with_optimizer:
+        table[0] += ["group", "lr"]
+        for row, cells in zip(rows, table[1:], strict=True):
+            cells += [_groups_cell(row, named), ", ".join(f"{lr:.4g}" for lr in row.lrs) or "-"]
+    return table
 
 
 def _folded(rows: Sequence[Row]) -> list[Row]:
@@ -129,14 +87,15 @@ def _joined(run: Sequence[Row]) -> Row:
         return run[0]
     labels = list(dict.fromkeys(g.split()[0] for row in run for g in row.groups))
     lrs = [lr for row in run for lr in row.lrs]
-    return Row(
-        f"{run[0].name} ... {run[-1].name} ({len(run)} rows)",
-        run[0].state,
+    return replace(
+        run[0],
+        name=f"{run[0].name} ... {run[-1].name} ({len(run)} rows)",
         trainable=sum(row.trainable for row in run),
         total=sum(row.total for row in run),
         groups=tuple([labels[0], "...", labels[-1]] if len(labels) > 2 else labels),
         lrs=tuple(dict.fromkeys((min(lrs), max(lrs)) if lrs else ())),
-        notes=run[0].notes,
+        ties=(),
+        stale=(),
     )
 
 

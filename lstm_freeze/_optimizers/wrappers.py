@@ -23,15 +23,17 @@ def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
     if optimizer is None:
         return ()
     several = isinstance(optimizer, Iterable) and not is_optimizer(optimizer)
-    found = []
+    found: list[Optimizer] = []
     for item in optimizer if several else (optimizer,):
         inner = _out_of_lightning(item)
-        if not is_optimizer(inner):
+        # What has no param groups of its own is looked through.
+        inside = [inner] if is_optimizer(inner) else [*_inside(inner)]
+        if not inside:
             raise TypeError(
                 "`optimizer` must be a torch.optim.Optimizer or several of them, "
                 f"got {type(item).__name__}"
             )
-        found.append(inner)
+        found += inside
     if not found:
         raise ValueError(f"`optimizer` must be at least one optimizer, got {optimizer!r}")
     return tuple(found)
@@ -69,7 +71,7 @@ def attributes(value: object) -> dict[str, Any]:
     return {**in_slots, **getattr(value, "__dict__", {})}
 
 
-def _inside(optimizer: Optimizer) -> Iterator[Optimizer]:
+def _inside(optimizer: object) -> Iterator[Optimizer]:
     for value in attributes(optimizer).values():
         if isinstance(value, Mapping):
             several = [*value.values()]

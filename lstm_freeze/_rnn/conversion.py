@@ -12,6 +12,8 @@ from torch.nn.utils import parametrize
 
 from .._checks import as_bool, as_module
 from .._model import Tree, wrapped_name
+from .._warn import warn
+from .unregistered import kept_outside
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -105,9 +107,21 @@ def swap_lstms(
             "of it and keeps what it adds",
             stacklevel=stacklevel,
         )
+    _say_what_is_kept_outside(model, {id(module) for module in left.values()}, done)
     if not places and not left:
         _say_what_there_is(model, done, stacklevel + 1)
     return tuple(places)
+
+
+def _say_what_is_kept_outside(model: nn.Module, left: set[int], done: type[nn.Module]) -> None:
+    """Warns of each nn.LSTM that the model also keeps where no submodule is looked for."""
+    for path, lstm in kept_outside(model, nn.LSTM).items():
+        if id(lstm) not in left and not isinstance(lstm, done):
+            warn(
+                f"{path!r} still is an nn.LSTM: it is kept in a plain Python object and not as a "
+                "submodule, so what uses it from there goes on with nn.LSTM; keep it in an "
+                "nn.ModuleList or nn.ModuleDict, or put the BiLSTM there by hand"
+            )
 
 
 def _say_what_there_is(model: nn.Module, done: type[nn.Module], stacklevel: int) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from .._names import place_of
+from .._names import lowest_layer, place_of
 from .rows import Rows
 from .weights import Weights
 
@@ -62,7 +62,7 @@ def frozen_prefix(
         weights: The weights of each layer and direction as they are now.
     """
     places = [place_of(name) for name, parameter in named if parameter.requires_grad]
-    depth = min((place.layer for place in places if place), default=len(weights))
+    depth = lowest_layer(places, default=len(weights))
     prefix: list[list[Tensor]] = []
     for directions in weights[:depth]:
         present = [w for weights in directions for w in weights if w is not None]

@@ -34,8 +34,9 @@ def replace_lstm(model: nn.Module, *, subclasses: bool = False) -> tuple[str, ..
         TypeError: An argument is of another type than named above.
 
     Warns:
-        UserWarning: A subclass was left alone, or there was nothing to replace; it says what there
-            is.
+        UserWarning: A subclass was left alone, there was nothing to replace (it says what there
+            is), or an nn.LSTM is also kept in a plain list, dict or the like, from where it would
+            go on to run.
     """
 
     def convert(lstm: nn.LSTM) -> BiLSTM:
