@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch.optim import Optimizer
 
+from .._optimizers import innermost
 from .lr_schedulers import has_scheduler
 
 RATE = "warmup_lr"  # the rate without the warm-up
@@ -45,8 +46,11 @@ def end(group: Group) -> None:
 
 
 def follow(optimizers: Sequence[Optimizer], *, show: bool) -> None:
-    """From now on follow the steps of those optimizers that have something to warm up."""
-    for optimizer in optimizers:
+    """From now on follow the steps of those optimizers that have something to warm up.
+
+    Of a wrapper those of the optimizer inside: its steps are heard of, however they are made.
+    """
+    for optimizer in innermost(optimizers):
         if not any(RATE in group for group in optimizer.param_groups):
             continue
         if optimizer not in _shows:
