@@ -496,8 +496,10 @@ def test_nothing_is_kept_while_the_lowest_layer_trains():
 
 def test_random_dropout_bypasses_it_with_one_warning():
     cached, plain = twins(dropout=0.5)
-    with pytest.warns(UserWarning, match=r'freeze\(\.\.\., dropout="off"\)'):
-        cached(dense())
+    model = nn.Sequential(nn.Identity(), cached)
+    with pytest.warns(UserWarning, match=r'freeze\(\.\.\., dropout="off"\)') as caught:
+        model(dense())
+    assert [warning.filename for warning in caught] == [__file__]
     cached(dense())
     assert counts(cached) == (0, 0)
     for lstm in (cached.eval(), plain.eval()):

@@ -8,7 +8,6 @@ prefix of a transformer puts out.)
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch import Tensor
 from .._checks import as_integer
 from .._hashing import fingerprints
 from .._rnn import Rows, RunLayers
+from .._warn import warn
 from .samples import Seats, contents, copies, joined, rows_of, seats_of
 
 
@@ -138,7 +138,7 @@ class PrefixCache:
     def _warn_once(self, why: str) -> None:
         if why not in self._warned:
             self._warned.add(why)
-            warnings.warn(f"the prefix cache is bypassed: {why}", stacklevel=3)
+            warn(f"the prefix cache is bypassed: {why}")
 
     def serve(
         self,

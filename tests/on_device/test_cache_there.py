@@ -73,8 +73,9 @@ def test_initial_states_are_not_read_and_bypass_it_with_one_warning(device, read
     lstm.prefix_cache = PrefixCache()
     x = torch.randn(7, 3, 4).to(device)
     hx = torch.zeros(4, 3, 6).to(device), torch.zeros(4, 3, 6).to(device)
-    with pytest.warns(UserWarning, match="leave `hx` out where it is zeros"):
+    with pytest.warns(UserWarning, match="leave `hx` out where it is zeros") as caught:
         lstm(x, hx)
+    assert [warning.filename for warning in caught] == [__file__]
     assert reads(lambda: lstm(x, hx)) == []  # nor is a second warning raised
     assert lstm.prefix_cache.stats()["misses"] == 0
     lstm(x)
