@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import between
 import cases
 import gemm_floor
 import other_systems
@@ -496,3 +497,27 @@ def test_peak_memory_holds_at_least_the_output(side):
         assert output <= peak["forward"] <= peak["training"] < 50 * output
     else:
         assert peak is None
+
+
+def test_files_of_fine_tunings_are_as_the_guide_says():
+    rows = between.file_sizes()
+    kept = json.loads((BENCHMARKS / "results" / "between.json").read_text())["files"]
+    assert [r["trainable"] for r in rows] == [r["trainable"] for r in kept]
+    guide = (BENCHMARKS.parent / "docs" / "between.md").read_text()
+    for row in rows:
+        assert row["file_mb"] == pytest.approx(4 * row["trainable"] / 1e6, abs=0.02)
+        assert f"{row['trainable']:,} | {row['file_mb']:.2f} MB |" in guide
+
+
+@pytest.mark.slow
+def test_between_measures_every_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(between, "SCRATCH", tmp_path)
+    assert between.main(["--quick"]) == 0
+    rows = json.loads((tmp_path / "between.json").read_text())["rows"]
+    for row in rows:
+        assert row["ms"].keys() == row["peak_mb"].keys() == between.WAYS.keys()
+        # Two moments and a step count for each number or tensor that trains.
+        for way, mb in row["optimizer_mb"].items():
+            assert mb == pytest.approx(8 * row["trainable"][way] / 1e6, rel=0.3)
+    assert (tmp_path / "between.png").exists()
+    assert "LoRA / biases" in capsys.readouterr().out
