@@ -827,3 +827,114 @@ def test_point_12_rates_are_set_for_each_schedule_and_each_run():
                 assert optimizer.param_groups[0]["lr"] == lr * 0.5**epoch
                 for group in optimizer.param_groups:
                     group["lr"] *= 0.5
+
+
+class InnerSteps(torch.optim.Optimizer):
+    """A wrapper whose second half steps an inner optimizer, as SAM's does."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.1)
+
+    def second_step(self):
+        self.base_optimizer.step()
+
+    def step(self, closure=None):
+        raise NotImplementedError("its halves are called by hand")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_point_1_steps_of_an_inner_optimizer(given):
+    model = Tagger()
+    freeze(model, "encoder")
+    wrapper = InnerSteps(model.parameters())
+    before = snapshot(model)
+    with FrozenGuard(model).attach(wrapper if given else None) as guard:
+        backward(model)
+        wrapper.second_step()
+    assert (guard.step, guard.checks) == (1, 1)
+    assert moved(model, before) == {"head.weight", "head.bias"}
+    guard = FrozenGuard(model).attach(wrapper if given else None)
+    model.encoder.lstm.weight_hh_l0.data[0, 0] += 1
+    with pytest.raises(FrozenWeightsChanged, match="weight_hh_l0"):
+        wrapper.second_step()
+    guard.remember()
+    guard.detach()
+
+
+def test_point_1_steps_that_nobody_sees_are_compared_at_the_end_and_warned_of():
+    model = Tagger()
+    freeze(model, "encoder")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def train_by_hand(moves):
+        with FrozenGuard(model).attach(optimizer):
+            model.head.bias.data += 1
+            model.encoder.lstm.weight_hh_l0.data[0, 0] += moves
+
+    with pytest.warns(UserWarning, match="saw no optimizer step"):
+        train_by_hand(0)
+    with pytest.raises(FrozenWeightsChanged, match="seen at the end"):
+        train_by_hand(1)
+
+
+@pytest.mark.parametrize("how", ["unfreeze", "undo", "with"])
+def test_point_2_what_leaves_is_compared_first(how):
+    model = Tagger()
+    guard = FrozenGuard(model).attach()
+
+    def leave(handle):
+        if how == "unfreeze":
+            unfreeze(model, "encoder")
+        elif how == "undo":
+            handle.undo()
+        else:
+            with handle:
+                pass
+
+    handle = freeze(model, "encoder")
+    model.encoder.lstm.weight_hh_l0.data[0, 0] += 1
+    with pytest.raises(FrozenWeightsChanged, match="as it was about to be unfrozen"):
+        leave(handle)
+    leave(handle)
+    assert model.encoder.lstm.weight_hh_l0.requires_grad
+    with contextlib.suppress(UserWarning):
+        guard.detach()
+
+
+def test_point_3_a_guard_of_an_earlier_notebook_cell():
+    model = Tagger()
+    freeze(model, "encoder")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    earlier = FrozenGuard(model).attach(optimizer)
+    model.encoder.lstm.weight_hh_l0.data[0, 0] += 1
+    with pytest.raises(FrozenWeightsChanged):
+        step(model, optimizer)
+    guard = FrozenGuard(model).attach(optimizer)
+    step(model, optimizer)
+    assert (earlier.step, guard.step, guard.checks) == (1, 1, 1)
+    guard.detach()
+
+
+def test_point_4_unfrozen_and_never_trained():
+    model = Tagger()
+    freeze(model, "encoder")
+    with torch.no_grad():
+        features = model.encoder(TOKENS[0])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    guard = FrozenGuard(model, idle_after=3).attach(optimizer)
+    unfreeze(model, "encoder", optimizer=optimizer)
+    before = snapshot(model)
+
+    def step_on_cached_features():
+        optimizer.zero_grad()
+        model.head(features).sin().sum().backward()
+        optimizer.step()
+
+    for _ in range(2):
+        step_on_cached_features()
+    with pytest.warns(UserWarning, match=r"encoder\.embedding\.weight, .* got no gradient"):
+        step_on_cached_features()
+    assert moved(model, before) == {"head.weight", "head.bias"}
+    assert "trainable but idle in the last 3 optimizer steps" in str(status(model))
+    guard.detach()
