@@ -83,12 +83,20 @@ class TestWeightDrop:
         assert {row.name.removeprefix(rnn) for row in status(model).rows} == expected
         assert len(select(model, f"{rnn}[0:2]")) == len(list(plain.parameters()))
 
+    def test_the_path_of_the_rnn_covers_what_serves_it_from_around(self):
+        model = Classifier(LanguageModelEncoder())
+        dropped = {f"encoder.rnns.{i}.weight_hh_l0_raw" for i in range(3)}
+        assert set(select(model, "encoder.rnns.0.inner")) & dropped == {sorted(dropped)[0]}
+        assert dropped < set(select(model, "*.inner"))
+        assert dropped.isdisjoint(select(model, exclude="*.inner"))
+
     def test_an_old_wrapper_leaves_a_computed_copy_among_the_parameters(self):
         model = DropConnect(nn.LSTM(4, 4))
         vars(model.inner).pop("weight_hh_l0")
         model.inner._parameters["weight_hh_l0"] = model.weight_hh_l0_raw * 0.5
         assert list(select(model, "inner[0].forward.weight_hh")) == ["weight_hh_l0_raw"]
-        assert "inner.weight_hh_l0" not in freeze(model, "inner").changed
+        assert "inner.weight_hh_l0" not in select(model, "inner")
+        assert "weight_hh_l0_raw" in select(model, "inner")
 
     def test_in_eval_mode_an_old_wrapper_ties_the_two(self):
         model = DropConnect(nn.LSTM(4, 4))
@@ -623,3 +631,42 @@ class TestSubclasses:
     def test_another_type_is_refused(self):
         with pytest.raises(TypeError, match="`subclasses` must be a bool, got 1"):
             replace_lstm(self.model(), subclasses=1)
+
+
+class Shell:
+    """An optimizer wrapper as fastai's is: no param groups of its own, one optimizer of torch."""
+
+    def __init__(self, optimizer):
+        self.opt = optimizer
+
+    def step(self):
+        self.opt.step()
+
+    def zero_grad(self):
+        self.opt.zero_grad()
+
+
+class TestOptimizersOfOtherPackages:
+    def test_a_shell_is_looked_through(self):
+        model = Classifier(StackOfCells())
+        optimizer = torch.optim.Adam(model.parameters())
+        model(TOKENS).sum().backward()
+        optimizer.step()
+        freeze(model, "encoder", optimizer=Shell(optimizer))
+        assert set(optimizer.state) == {model.head.weight, model.head.bias}
+        half = torch.optim.Adam(model.head.parameters())
+        with pytest.raises(ValueError, match=r"`optimizer` holds no encoder\.embedding\.weight"):
+            unfreeze(model, optimizer=Shell(half))
+
+    def test_one_whose_groups_are_copies_is_refused(self):
+        class Copies(Shell):
+            param_groups = property(lambda self: [{"params": [], "lr": 0.1}])
+
+        with pytest.raises(TypeError, match=r"Copies, which is not torch's"):
+            freeze(Classifier(StackOfCells()), "encoder", optimizer=Copies(None))
+
+    def test_one_that_holds_none_of_torch_s_is_refused_by_module_and_name(self):
+        model = Classifier(StackOfCells())
+        with pytest.raises(TypeError, match=r"got test_other_models\.Shell, which is not torch's"):
+            freeze(model, "head", optimizer=Shell(Shell(None)))
+        assert not frozen(model)

@@ -201,3 +201,19 @@ def test_without_a_compiler_the_package_installs_and_works(wheel, tmp_path, monk
     report = "from lstm_freeze._rnn import loop_native; print(loop_native.in_use())"
     answer = run(sys.executable, "-c", SMOKE + report, str(target), cwd=tmp_path)
     assert answer == "torch (the extension lstm_freeze._rnn._timeloop is not built)\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="python -P is new in 3.11")
+def test_the_cure_for_a_folder_of_the_same_name(tmp_path):
+    """As docs/pitfalls.md says it: a clone called lstm_freeze hides an editable install."""
+    (tmp_path / "lstm_freeze").mkdir()
+
+    def start(*options):
+        command = [sys.executable, *options, "-c", "from lstm_freeze import freeze"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    cured = start("-P")
+    assert cured.returncode == 0, cured.stderr
+    if (hidden := start()).returncode:  # a regular install is found before such a folder
+        assert "cannot import name 'freeze' from 'lstm_freeze' (unknown location)" in hidden.stderr

@@ -90,7 +90,7 @@ def _without(target: str, wrapper: str, count: int = 0) -> str:
 
 def _match(tree: Tree, target: str, shown: str) -> set[str]:
     if target in tree.parameters or target in tree.modules:
-        if found := {n for n in tree.parameters if within(n, target)}:
+        if found := {n for n in tree.parameters if within(n, target) or _serves(tree, n, target)}:
             return found
         raise ValueError(f"{shown}: this module has no parameters; nothing to select")
     if factors := _factors(tree, target):
@@ -116,10 +116,16 @@ def _glob(pattern: str) -> re.Pattern[str]:
 
 
 def _paths_to(tree: Tree, name: str) -> Iterator[str]:
-    """A parameter's modules, its own name, and the name of the tensor it serves."""
-    pieces = name.split(".")
-    yield from (".".join(pieces[: i + 1]) for i in range(len(pieces)))
-    yield tree.served.get(name, name)
+    """A parameter's modules and its own name, and those of the tensor it serves."""
+    for path in dict.fromkeys((name, tree.served.get(name, name))):
+        pieces = path.split(".")
+        yield from (".".join(pieces[: i + 1]) for i in range(len(pieces)))
+
+
+def _serves(tree: Tree, name: str, path: str) -> bool:
+    """Whether a parameter serves, from outside, an RNN in the subtree of a module path."""
+    rnn = tree.rnn_of(name)
+    return rnn is not None and within(rnn, path)
 
 
 def _by_brackets(tree: Tree, match: re.Match[str], shown: str) -> set[str]:

@@ -13,7 +13,8 @@ _LIGHTNINGS = {"LightningOptimizer", "_FabricOptimizer"}
 def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
     """One or several optimizers as a tuple, each taken out of Lightning's wrapper.
 
-    A wrapper of another kind (Lookahead, SAM) stays what it is, since it may keep state of its
+    What has no param groups of its own (fastai's OptimWrapper) is looked through. A wrapper of
+    another kind (Lookahead, SAM, accelerate's) stays what it is, since it may keep state of its
     own; `with_inner` lists what is inside.
 
     Raises:
@@ -31,7 +32,7 @@ def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
         if not inside:
             raise TypeError(
                 "`optimizer` must be a torch.optim.Optimizer or several of them, "
-                f"got {type(item).__name__}"
+                f"got {_described(item)}"
             )
         found += inside
     if not found:
@@ -45,7 +46,9 @@ def is_optimizer(value: object) -> TypeGuard[Optimizer]:
         return True
     if isinstance(value, type) or not callable(getattr(value, "step", None)):
         return False
-    return isinstance(getattr(value, "param_groups", None), list)
+    groups, again = (getattr(value, "param_groups", ()) for _ in range(2))
+    # Groups that are made anew at each look (fastai's own optimizer) cannot be given a rate.
+    return isinstance(groups, list) and all(a is b for a, b in zip(groups, again, strict=True))
 
 
 def with_inner(optimizers: Iterable[Optimizer]) -> tuple[Optimizer, ...]:
@@ -78,6 +81,25 @@ def _inside(optimizer: object) -> Iterator[Optimizer]:
         else:
             several = [*value] if isinstance(value, (list, tuple, set)) else [value]
         yield from (_out_of_lightning(one) for one in several if is_optimizer(one))
+
+
+def _steps(item: Any) -> bool:
+    """Whether a thing does what an optimizer does."""
+    return all(callable(getattr(item, name, None)) for name in ("step", "zero_grad"))
+
+
+def _described(item: Any) -> str:
+    """A thing that is no optimizer of torch, by module and name; of an optimizer, the remedy."""
+    kind = type(item)
+    if kind.__module__ == "builtins":
+        return kind.__name__
+    found = f"{kind.__module__}.{kind.__qualname__}"
+    if not _steps(item):
+        return found
+    return (
+        f"{found}, which is not torch's and holds none of torch's; train with one of torch.optim "
+        "(in fastai: OptimWrapper), or leave optimizer= out and clear its state yourself"
+    )
 
 
 def _out_of_lightning(item: Any) -> Any:
