@@ -10,6 +10,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from _models import C, H, I, Tagger, bits, frozen, moved, snapshot, trainable
+from _wrappers import SAM, Lookahead
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -938,3 +939,100 @@ def test_point_4_unfrozen_and_never_trained():
     assert moved(model, before) == {"head.weight", "head.bias"}
     assert "trainable but idle in the last 3 optimizer steps" in str(status(model))
     guard.detach()
+
+
+# ---- issue 15, points 5 to 7, 9, 13 and 16 (all their forms: test_handle.py, test_forgetting.py,
+# test_constants.py, test_holds.py)
+
+
+def test_point_05_a_parameter_is_not_taken_for_its_name():
+    model = Tagger()
+    handle = freeze(model, "encoder")
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    assert frozen(model) == ENCODER
+    handle.undo()
+    assert frozen(model) == set()
+    with freeze(model, "encoder"):
+        model.to_empty(device="cpu")
+        assert frozen(model) == ENCODER
+    assert frozen(model) == set()
+
+
+def test_point_06_a_handle_in_a_copy():
+    model = Tagger()
+    model.first, model.second = freeze(model, "encoder"), freeze(model, "encoder")
+    other = copy.deepcopy(model)
+    other.first.undo()
+    assert frozen(other) == ENCODER
+    other.second.undo()
+    assert frozen(other) == set()
+    assert frozen(model) == ENCODER
+
+
+def test_point_07_swapped_tensors():
+    model = Tagger()
+    guard = FrozenGuard(model)
+    with freeze(model, "encoder"):
+        guard.check()
+    handle = freeze(model, "encoder")
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.double()
+        model.load_state_dict(Tagger().double().state_dict())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert frozen(model) == ENCODER
+    handle.undo()
+    assert frozen(model) == set()
+
+
+@pytest.mark.parametrize("tell", [False, True])
+def test_point_09_momentum_in_an_inner_optimizer_and_slow_weights(tell):
+    model, optimizer = fresh(lambda parameters, lr: Lookahead(SAM(parameters, ADAM, lr=lr)), {})
+    for i in range(4):
+        if i == 3:
+            freeze(model, "encoder", optimizer=optimizer if tell else None)
+        model.zero_grad()
+        backward(model, i)
+        optimizer.step()
+    unfreeze(model, "encoder", optimizer=optimizer if tell else None)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = snapshot(model)
+    optimizer.step()
+    optimizer.step()
+    assert bool(moved(model, before) & ENCODER) is not tell
+    assert "head.weight" in moved(model, before)
+
+
+def test_point_13_constants_of_the_author():
+    model = Tagger()
+    model.levels = nn.Parameter(torch.tensor([0.1, 0.9]), requires_grad=False)
+    schedule = FreezeSchedule({0: ["head"], 5: ["*"]})
+    assert "levels: requires_grad was False before lstm_freeze first saw it" in schedule.preview(
+        model, 6
+    )
+    schedule.apply(model, 0)
+    schedule.apply(model, 5)
+    assert frozen(model) == {"levels"}
+    unfreeze(model)
+    assert frozen(model) == {"levels"}
+    assert "levels: requires_grad was False" in str(status(model))
+    unfreeze(model, "levels")
+    assert frozen(model) == set()
+
+
+def test_point_16_a_held_batch_norm_and_update_bn():
+    torch.manual_seed(0)
+    held = nn.Sequential(nn.Linear(C, C), nn.BatchNorm1d(C), nn.Linear(C, C))
+    plain = copy.deepcopy(held)
+    freeze(held, "1")
+    guard = FrozenGuard(held)
+    batches = [torch.randn(5, C) + 2 for _ in range(3)]
+    for model in (held, plain):
+        torch.optim.swa_utils.update_bn(batches, model)
+    assert torch.equal(held[1].running_mean, plain[1].running_mean)
+    assert held[1].running_mean.abs().sum() > 0
+    guard.check()
+    held(batches[0])
+    guard.check()
