@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lstm_freeze._rnn import loop_native
+from lstm_freeze._rnn import which_loop
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -21,7 +21,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "loop": loop_native.in_use(),
+        "loop": which_loop(),
         "date": datetime.date.today().isoformat(),
     }
     if device != "cpu":

@@ -6,6 +6,7 @@ from ._between import add_lora as add_lora
 from ._between import anchor as anchor
 from ._between import interpolate as interpolate
 from ._cache import PrefixCache as PrefixCache
+from ._config import show_config as show_config
 from ._freezing import Freeze as Freeze
 from ._freezing import Status as Status
 from ._freezing import freeze as freeze
@@ -20,6 +21,7 @@ from ._optimizers import param_groups as param_groups
 from ._optimizers import slanted_triangular as slanted_triangular
 from ._rnn import BiLSTM as BiLSTM
 from ._rnn import ParameterGroup as ParameterGroup
+from ._rnn import release_memory as release_memory
 from ._rnn import replace_lstm as replace_lstm
 from ._saving import fingerprints as fingerprints
 from ._saving import load_changes as load_changes
@@ -50,9 +52,11 @@ __all__ = [
     "interpolate",
     "load_changes",
     "param_groups",
+    "release_memory",
     "replace_lstm",
     "save_changes",
     "select",
+    "show_config",
     "slanted_triangular",
     "status",
     "unfreeze",

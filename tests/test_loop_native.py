@@ -19,6 +19,7 @@ built = pytest.mark.skipif(loop_native._extension is None, reason="the extension
 LEVELS = () if loop_native._extension is None else loop_native._extension.levels()
 MAGNITUDES = (float("inf"), 0.0, 1e-45, 1e-40, 1e-30, 1e-4, 0.3, 17.4, 88.3, 103.0, 105.0, 3e38)
 SPECIAL = torch.tensor([float("nan"), *(sign * x for x in MAGNITUDES for sign in (1, -1))])
+NOT_BUILT = "torch (the extension lstm_freeze._rnn._timeloop is not built)"
 OFF = "torch (the native loop is switched off)"
 SIZES = torch.tensor([60, 60, 55, 54, 6, 5, 1])  # sequences still running at each step
 
@@ -535,10 +536,10 @@ def test_the_switch():
         assert loop_native.applies(tensor)
         assert not loop_native.applies(tensor.double())
         assert not loop_native.applies(tensor.to("meta"))
-        assert loop_native.in_use() == f"native ({LEVELS[-1]})"
+        assert loop_native.which_loop() == f"native ({LEVELS[-1]})"
         with loop_native.switched(False):
             assert not loop_native.applies(tensor)
-            assert loop_native.in_use() == OFF
+            assert loop_native.which_loop() == OFF
         assert loop_native.applies(tensor)
         assert loop_native.enable(False) is True
         assert loop_native.enable(True) is False
@@ -549,13 +550,15 @@ def test_a_processor_without_avx2_says_so(monkeypatch):
         loop_native, "_extension", types.SimpleNamespace(levels=lambda: ("baseline",))
     )
     monkeypatch.setattr(loop_native, "_enabled", False)
-    assert loop_native.in_use().startswith("torch (no AVX2 here; LSTM_FREEZE_NATIVE=1")
+    assert loop_native.which_loop().startswith("torch (no AVX2 here; LSTM_FREEZE_NATIVE=1")
 
 
 def test_without_the_extension_torch_serves(monkeypatch):
     monkeypatch.setattr(loop_native, "_extension", None)
     monkeypatch.setattr(loop_native, "_enabled", False)
-    assert loop_native.in_use() == "torch (the extension lstm_freeze._rnn._timeloop is not built)"
+    assert (
+        loop_native.which_loop() == "torch (the extension lstm_freeze._rnn._timeloop is not built)"
+    )
     assert not loop_native.applies(torch.zeros(1))
     assert loop_native.enable(False) is False
     with pytest.raises(RuntimeError, match="install a C compiler and then lstm-freeze again"):
@@ -613,7 +616,7 @@ def imported_anew(monkeypatch):
 def test_the_environment_switches_it(imported_anew, setting):
     module = imported_anew(setting)
     on = setting == "1" or (setting != "0" and LEVELS[-1].startswith("avx"))
-    assert module.in_use() == (f"native ({LEVELS[-1]})" if on else OFF)
+    assert module.which_loop() == (f"native ({LEVELS[-1]})" if on else OFF)
     assert module.applies(torch.zeros(1)) == on
 
 
@@ -639,7 +642,7 @@ def test_the_environment_is_refused_where_it_says_neither(imported_anew):
 @pytest.mark.parametrize("extension", [None, types.SimpleNamespace(INTERFACE=0)])
 def test_an_extension_absent_or_of_another_version_is_not_used(imported_anew, extension):
     module = imported_anew(extension=[extension])
-    assert module.in_use() == "torch (the extension lstm_freeze._rnn._timeloop is not built)"
+    assert module.which_loop() == NOT_BUILT
     assert not module.applies(torch.zeros(1))
 
 

@@ -1,17 +1,20 @@
+"""The memory that layers use again: never shared, and no Python runs when it comes back."""
+
 import copy
 import gc
 import multiprocessing
-import pickle
 import random
+import signal
 import sys
 import threading
+import time
 
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from lstm_freeze import BiLSTM, freeze
-from lstm_freeze._rnn import memory
+from lstm_freeze import BiLSTM, freeze, release_memory
+from lstm_freeze._rnn import loop_native, memory
 
 MEGABYTE = 2**20
 LIKE = torch.empty(0)
@@ -19,12 +22,13 @@ LIKE = torch.empty(0)
 
 @pytest.fixture(autouse=True)
 def nothing_waits(monkeypatch):
-    gc.collect()  # a module of an earlier test, when it goes, has all memory let go
-    memory._free.clear()
-    monkeypatch.setattr(memory, "_most_lent", 0)
-    monkeypatch.setattr(memory, "_owners", {"a module"})
+    if loop_native._extension is None:
+        pytest.skip("the extension is not built here")
+    monkeypatch.setattr(memory, "_blocks", loop_native._extension)
+    gc.collect()
+    release_memory()
     yield
-    memory._free.clear()
+    release_memory()
 
 
 @pytest.fixture
@@ -39,9 +43,14 @@ def floats(megabytes):
 
 
 def poison():
-    """Write a pattern, NaN as a number, over all memory that waits."""
-    for block, _ in tuple(memory._free.values()):
-        block[:] = b"\xff" * len(block)
+    """Write NaN over all memory that waits."""
+    taken, size = [], 1
+    while before := memory.waiting_memory():
+        found = floats(size)
+        if memory.waiting_memory() == before:  # no block of this size waits any more
+            size += 1
+        taken.append(found.fill_(float("nan")))
+        assert size < 100
 
 
 T, B, FEATURES, H = 7, 3, 5, 13
@@ -91,9 +100,9 @@ def test_memory_comes_back_and_is_lent_again():
     address = first.data_ptr()
     second = floats(2)
     assert second.data_ptr() != address
-    assert memory.waiting() == 0
+    assert memory.waiting_memory() == 0
     del first
-    assert memory.waiting() >= 2 * MEGABYTE
+    assert memory.waiting_memory() >= 2 * MEGABYTE
     assert floats(2).data_ptr() == address
 
 
@@ -110,7 +119,7 @@ def test_any_view_keeps_its_memory():
     view = floats(2)[5:6]
     view.fill_(7)
     others = [floats(2).fill_(1) for _ in range(3)]
-    assert memory.waiting() == 0
+    assert memory.waiting_memory() == 0
     assert view.eq(7).all()
     assert all(other.eq(1).all() for other in others)
 
@@ -131,7 +140,7 @@ def test_a_small_tensor_is_not_lent():
     small = floats(0.9)
     assert small.untyped_storage().resizable()
     del small
-    assert memory.waiting() == 0
+    assert memory.waiting_memory() == 0
 
 
 def test_what_is_lent_is_at_most_twice_what_is_asked():
@@ -140,7 +149,7 @@ def test_what_is_lent_is_at_most_twice_what_is_asked():
     del large
     small = floats(2)
     assert small.data_ptr() != address
-    assert memory.waiting() >= 8 * MEGABYTE
+    assert memory.waiting_memory() >= 8 * MEGABYTE
 
 
 def test_the_smallest_that_fits_is_lent_of_equals_the_last_to_come_back():
@@ -155,81 +164,117 @@ def test_the_smallest_that_fits_is_lent_of_equals_the_last_to_come_back():
 def test_memory_that_nobody_asks_for_is_let_go():
     old = floats(8)
     del old
-    for _ in range(memory._WAITS // 2 + 2):  # lending and coming back each count
-        young = floats(1)
-        del young
-    assert 0 < memory.waiting() < 8 * MEGABYTE
+    for _ in range(64):
+        assert memory.waiting_memory() >= 8 * MEGABYTE
+        memory.pass_by()
+    young = floats(1)
+    del young
+    memory.pass_by()
+    assert 0 < memory.waiting_memory() < 8 * MEGABYTE
+
+
+def test_small_steps_give_back_what_a_large_one_took():
+    large = [floats(60) for _ in range(8)]
+    del large
+    assert memory.waiting_memory() >= 480 * MEGABYTE
+    lstm = encoder()
+    for _ in range(40):
+        step(lstm, batch(packed=False))
+    assert memory.waiting_memory() == 0
 
 
 def test_lengths_that_vary_do_not_pile_up_memory():
     draw, most, made = random.Random(0), 0, []
     for _ in range(150):
         live = [floats(draw.uniform(1, 30)) for _ in range(4)]
-        most = max(most, sum(memory._lent.values()))
-        made.append(memory.waiting())
+        # A block is at most twice as large as what was asked for, and has at least an eighth more.
+        most = max(most, sum(2 * x.nbytes + MEGABYTE for x in live))
+        made.append(memory.waiting_memory())
         del live
-        assert memory.waiting() <= 1.5 * most
+        assert memory.waiting_memory() <= 1.5 * most
     assert max(made) > 0  # some was kept for the next
 
 
-def test_no_more_than_the_oldest_go_to_make_room():
+def test_the_longest_waiting_go_to_make_room():
     tensors = [floats(10) for _ in range(3)]  # 12 MiB each
     _, second, third = (tensor.data_ptr() for tensor in tensors)
     while tensors:
         del tensors[0]
     large = floats(25)  # 29 MiB, of at most 54 in all
-    assert memory.waiting() == 24 * MEGABYTE
+    assert memory.waiting_memory() == 24 * MEGABYTE
     left = floats(10), floats(10)
     assert [tensor.data_ptr() for tensor in left] == [third, second]
     del large
 
 
-def test_no_more_memory_is_torchs_error(monkeypatch):
+def test_no_more_memory_is_torchs_error():
     waits = floats(2)
     del waits
-
-    def none_left(size):
-        raise OSError(12, "Cannot allocate memory")
-
-    monkeypatch.setattr(memory, "_new", none_left)
-    assert floats(5).untyped_storage().resizable()
-    assert memory.waiting() == 0
     with pytest.raises(RuntimeError, match="alloc"):
         memory.empty(LIKE, 2**50)
+    assert memory.waiting_memory() == 0
+    with pytest.raises(ValueError, match="a number of floats of 4 or 8 bytes"):
+        loop_native._extension.lend(2**61, 4)
 
 
-@pytest.mark.parametrize("made", ["constructor", "from_lstm", "pickle", "deepcopy"])
-def test_memory_goes_with_the_module(made):
-    lstm = {
-        "constructor": lambda: BiLSTM(2, 2),
-        "from_lstm": lambda: BiLSTM.from_lstm(torch.nn.LSTM(2, 2)),
-        "pickle": lambda: pickle.loads(pickle.dumps(BiLSTM(2, 2))),
-        "deepcopy": lambda: copy.deepcopy(BiLSTM(2, 2)),
-    }[made]()
-    gc.collect()
-    assert memory._owners > {"a module"}
-    waits = floats(2)
+def test_release_memory_gives_back_what_waits():
+    held, waits = floats(3).fill_(1), floats(2)
     del waits
-    assert memory.waiting() > 0
-    del lstm
-    gc.collect()
-    assert memory.waiting() == 0
-    assert memory._owners == {"a module"}
+    assert release_memory() == 3 * MEGABYTE  # with an eighth to spare, in whole MiB
+    assert memory.waiting_memory() == release_memory() == 0
+    assert held.eq(1).all()
 
 
+def test_a_capsule_that_nobody_takes_comes_back():
+    capsule = loop_native._extension.lend(MEGABYTE, 4)
+    assert memory.waiting_memory() == 0
+    del capsule
+    assert memory.waiting_memory() == 5 * MEGABYTE
+
+
+def test_without_the_extension_every_tensor_is_torchs(monkeypatch):
+    monkeypatch.setattr(memory, "_blocks", None)
+    assert floats(2).untyped_storage().resizable()
+    memory.pass_by()
+    assert memory.waiting_memory() == release_memory() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such timer there")
 @pytest.mark.usefixtures("all_is_lent")
-def test_memory_that_outlives_all_modules_is_not_kept(monkeypatch):
-    monkeypatch.setattr(memory, "_owners", set())
-    lstm = encoder()
-    loss = lstm(batch(packed=False))[0].sum()
-    del lstm
-    gc.collect()
-    assert memory._lent
-    loss.backward()
-    del loss
-    gc.collect()
-    assert not memory._lent
-    assert memory.waiting() == 0
+def test_no_interrupt_is_lost():
+    """An exception of a signal handler always reaches the training loop."""
+
+    class Interrupt(Exception):
+        pass
+
+    fired = caught = 0
+
+    def handler(*_):
+        nonlocal fired
+        fired += 1
+        raise Interrupt
+
+    draw, lstm, x = random.Random(0), BiLSTM(16, 32), torch.randn(60, 16, 16)
+    takes = 0.02
+    for _ in range(5):
+        began = time.perf_counter()
+        step(lstm, x)
+        takes = min(takes, time.perf_counter() - began)
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for _ in range(100):
+            expected = fired + 1
+            try:
+                signal.setitimer(signal.ITIMER_REAL, max(1e-5, draw.uniform(0, takes)))
+                step(lstm, x)
+                while fired < expected:
+                    time.sleep(1e-4)
+            except Interrupt:
+                caught += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught == fired == 100
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -255,7 +300,7 @@ def test_what_lay_in_the_memory_before_changes_no_bit(monkeypatch, options, froz
         freeze(lstm, **frozen)
     expected = without_workspace(monkeypatch, step, lstm, x)
     step(lstm, x)
-    assert memory.waiting() > 0
+    assert memory.waiting_memory() > 0
     poison()
     same(step(lstm, x), expected)
 
@@ -276,7 +321,7 @@ def test_forward_alone_uses_it_and_agrees(monkeypatch):
     with torch.no_grad():
         expected = without_workspace(monkeypatch, lstm, x)
         lstm(x)
-        assert memory.waiting() > 0
+        assert memory.waiting_memory() > 0
         poison()
         found = lstm(x)
     same([found[0].data, *found[1]], [expected[0].data, *expected[1]])
@@ -284,13 +329,13 @@ def test_forward_alone_uses_it_and_agrees(monkeypatch):
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.usefixtures("all_is_lent")
-def test_a_warm_step_asks_for_no_new_memory(monkeypatch, packed):
+def test_a_warm_step_asks_for_no_new_memory(packed):
     lstm, x = encoder(), batch(packed)
+    found = step(lstm, x)
+    del found
+    held = memory.waiting_memory()
     step(lstm, x)
-    made = []
-    monkeypatch.setattr(memory, "_new", made.append)
-    step(lstm, x)
-    assert not made
+    assert memory.waiting_memory() == held > 0
 
 
 @pytest.mark.usefixtures("all_is_lent")
@@ -351,29 +396,17 @@ def test_a_forked_process_has_its_own():
     waits = floats(2)
     held = floats(3).fill_(1)
     del waits
-    assert memory.waiting() > 0
+    assert memory.waiting_memory() > 0
 
     def child():
         torch.set_num_threads(1)  # OpenMP's do not live on here
         held.fill_(2)
-        sys.exit(memory.waiting() > 0)  # what waited is let go: copies would cost both memory
+        # What waited is let go: copies of its pages would cost both processes memory.
+        sys.exit(memory.waiting_memory() > 0)
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     process.join(60)
     assert process.exitcode == 0
     assert held.eq(1).all()
-    assert memory.waiting() > 0
-
-
-def test_another_thread_takes_a_block_first(monkeypatch):
-    waits = floats(2)
-    del waits
-
-    def rob(fits):
-        memory._free.clear()
-        return fits
-
-    monkeypatch.setattr(memory, "sorted", rob, raising=False)
-    block = memory._found(2 * MEGABYTE)
-    assert block is None
+    assert memory.waiting_memory() > 0

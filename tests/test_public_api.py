@@ -68,9 +68,11 @@ CORE_SIGNATURES = {
     "param_groups": (
         "module, lr, *, layer_decay=1.0, weight_decay=0.0, no_decay='*bias*', groups=None"
     ),
+    "release_memory": "",
     "replace_lstm": "model, *, subclasses=False",
     "save_changes": "module, path, base",
     "select": f"module, *targets, {_CHOICE}",
+    "show_config": "",
     "slanted_triangular": "optimizer, total_steps, cut_frac=0.1, ratio=32",
     "status": "module, optimizer=None, by='layer'",
     "unfreeze": f"module, *targets, {_CHOICE}, only=False, optimizer=None",
@@ -222,7 +224,7 @@ ROOMS = [
     "_names", "_checks", "_warn", "_torch_internals", "_extensions",
     "_hashing", "_model", "_rnn", "_cache", "_optimizers", "_freezing", "_guard",
     "_saving", "_between", "_schedule",
-    "__init__",
+    "_config", "__init__",
 ]
 CALLBACKS_ORDER = [
     "_both", "_ddp", "_weights", "_refusals", "_advance", "_fit_guard", "_frozen_check",

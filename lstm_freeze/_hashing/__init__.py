@@ -16,3 +16,4 @@ from .bits import tensor_of as tensor_of
 from .fingerprints import fingerprints as fingerprints
 from .row_hashes import column_hashes as column_hashes
 from .row_hashes import row_hashes as row_hashes
+from .word_sums import has_extension as has_extension

@@ -2,6 +2,9 @@
 
 from .bilstm import BiLSTM as BiLSTM
 from .groups import ParameterGroup as ParameterGroup
+from .loop_native import which_loop as which_loop
+from .memory import release_memory as release_memory
+from .memory import waiting_memory as waiting_memory
 from .prefix import RunLayers as RunLayers
 from .replacing import replace_lstm as replace_lstm
 from .rows import Rows as Rows

@@ -1,7 +1,7 @@
 /* The time loop of an LSTM layer, forward and backward, for float32 on the CPU.
  *
- * Knows nothing of torch: it is given addresses and sizes. lstm_freeze/_native.py builds the calls
- * and says what each address must hold; without this extension _stepping.py does the same in torch
+ * Knows nothing of torch: it is given addresses and sizes. loop_native.py builds the calls
+ * and says what each address must hold; without this extension loop_torch.py does the same in torch
  * operations.
  *
  * Directions are independent of each other, and so are the sequences of a batch: each thread walks
@@ -24,9 +24,11 @@
 
 #include <float.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "../_threads.h"
+#include "_blocks.h"
 
 /* Fail to build rather than round differently; the torch path then serves. */
 #if defined(__FAST_MATH__) || (defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0)
@@ -416,6 +418,7 @@ static PyMethodDef METHODS[] = {
     {"backward", (PyCFunction)(void (*)(void))backward, METH_FASTCALL,
      "backward(threads, job, owners)"},
     SHARE_THREADS,
+    MEMORY_METHODS,
     {"lanes", lanes, METH_NOARGS, "The columns of a panel."},
     {"levels", levels, METH_NOARGS, "The instruction sets that this processor can run."},
     {"use", use, METH_O, "Choose one of levels(); returns the name of the one in use before."},
@@ -426,7 +429,7 @@ static int start(PyObject *module) {
     current = &LEVELS[usable_levels() - 1];
     /* Counts the changes of the calls above: an extension left over from another version of the
      * package must not be called. */
-    return PyModule_AddIntConstant(module, "INTERFACE", 1);
+    return PyModule_AddIntConstant(module, "INTERFACE", 2);
 }
 
 static PyModuleDef_Slot SLOTS[] = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .._names import DIRECTIONS, KINDS, factor_name, kinds_of, name_of, place_of, rnn_names
-from . import checks, memory
+from . import checks
 from .agreement import check_is_there
 from .cell import parameter_shapes
 from .conversion import adopt, is_plain
@@ -104,7 +104,6 @@ class BiLSTM(nn.Module):
             shape = self._shape(name)
             setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
-        memory.keep_for(self)
 
     @classmethod
     def from_lstm(cls, lstm: nn.LSTM) -> BiLSTM:
@@ -137,7 +136,6 @@ class BiLSTM(nn.Module):
         nn.Module.__init__(self)
         self.dropout_off_layers = set()
         self.prefix_cache = None
-        memory.keep_for(self)
 
     def to_lstm(self) -> nn.LSTM:
         """Makes an nn.LSTM of this module, with the same Parameter objects.
@@ -501,7 +499,6 @@ class BiLSTM(nn.Module):
         """Restores a pickled module, also one without `proj_size` or this class's own extras."""
         extras: dict[str, Any] = {"prefix_cache": None, "dropout_off_layers": set()}
         super().__setstate__({"proj_size": 0, **extras, **state})  # type: ignore[no-untyped-call]
-        memory.keep_for(self)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         place = place_of(name)

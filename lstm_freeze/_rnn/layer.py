@@ -38,6 +38,7 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State]:
 
     `keep` must not change a bit of the result.
     """
+    memory.pass_by()
     data, batch_sizes, reverse, h0, c0, given = inputs
     directions = [weights.merged(_added) for weights in given]
     D, H, P = len(directions), directions[0].hidden_size, directions[0].state_size

@@ -26,7 +26,7 @@ from .cell import GATES, gates_size
 from .rows import Run
 from .weights import Gradients, State, Weights
 
-_INTERFACE = 1  # the version of the extension's calls that this file makes
+_INTERFACE = 2  # the version of the extension's calls that this file makes
 
 try:
     from . import _timeloop
@@ -63,6 +63,7 @@ def _is_measured(extension: ModuleType) -> bool:
 
 
 _enabled = _wanted(os.environ.get("LSTM_FREEZE_NATIVE", ""), _extension)
+memory.use(_extension if _enabled else None)
 
 
 def enable(on: bool) -> bool:
@@ -92,7 +93,7 @@ def switched(on: bool) -> Iterator[None]:
         enable(before)
 
 
-def in_use() -> str:
+def which_loop() -> str:
     """Which loop float32 layers on the CPU use, in words: `native (avx2)`, `torch (...)`."""
     if _extension is None:
         return "torch (the extension lstm_freeze._rnn._timeloop is not built)"

@@ -1,0 +1,41 @@
+import re
+import types
+
+import pytest
+import torch
+
+from lstm_freeze import BiLSTM, release_memory, show_config
+from lstm_freeze._hashing import word_sums
+from lstm_freeze._rnn import loop_native
+
+
+def lines():
+    return dict(line.split(": ", 1) for line in show_config().splitlines())
+
+
+def test_what_is_in_use():
+    found = lines()
+    assert found["BiLSTM on the CPU, float32"] == loop_native.which_loop()
+    assert found["threads"] == str(torch.get_num_threads())
+    assert torch.__version__ in found["torch"]
+    assert re.match(r"\d+\.\d+", found["lstm_freeze"])
+    assert re.match(r"3\.\d+", found["Python"])
+
+
+def test_why_something_is_not_in_use(monkeypatch):
+    monkeypatch.setattr(word_sums, "_extension", None)
+    assert lines()["fingerprints on the CPU"].startswith("torch (the extension is not built")
+    monkeypatch.setattr(word_sums, "_extension", types.SimpleNamespace())
+    assert lines()["fingerprints on the CPU"] == "native"
+    with loop_native.switched(False):
+        assert lines()["BiLSTM on the CPU, float32"].startswith("torch (")
+    monkeypatch.setattr(loop_native, "_extension", None)
+    assert "is not built" in lines()["BiLSTM on the CPU, float32"]
+
+
+@pytest.mark.skipif("native" not in loop_native.which_loop(), reason="there is no such memory")
+def test_memory_that_waits():
+    BiLSTM(64, 64)(torch.randn(64, 64, 64))
+    assert lines()["memory kept for the next call"] != "0 MiB"
+    release_memory()
+    assert lines()["memory kept for the next call"] == "0 MiB"
