@@ -5,7 +5,7 @@ JOBS ?= auto
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: bench demo docs gpu lint test test-slow
+.PHONY: bench demo docs gpu lint sanitize test test-slow
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/finetune_peptides.py
@@ -15,6 +15,10 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow
+
+# The fuzzer of what may happen between forward and backward, under the sanitizers of GCC (Linux).
+sanitize: $(VENV)/.installed-dev
+	$(BIN)/python tests/_sanitized.py --cases $(or $(CASES),300) --seed $(or $(SEED),0)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -8,7 +8,10 @@ from types import FrameType
 
 # Packages whose lines a user cannot change: this one, and those that call it on the user's behalf.
 _PASSED_OVER = frozenset(
-    ("lstm_freeze", "torch", "lightning", "lightning_fabric", "pytorch_lightning", "contextlib")
+    (
+        *("lstm_freeze", "torch", "lightning", "lightning_fabric", "pytorch_lightning"),
+        *("contextlib", "typing_extensions", "warnings"),  # whose decorators wrap functions
+    )
 )
 
 

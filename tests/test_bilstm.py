@@ -276,3 +276,17 @@ def test_what_is_wrong_is_found_before_any_number_is_computed(wrong, bidirection
     with pytest.raises(RuntimeError):
         lstm(input, hx)
     assert len(ran) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor.*are deprecated:UserWarning")
+def test_quantization_says_that_it_passes_over_a_bilstm():
+    model = nn.Sequential(built(), nn.Linear(3, 3))
+    with pytest.warns(UserWarning, match=r"leaves it as it is: put lstm\.to_lstm\(\)") as caught:
+        quantized = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM, nn.Linear})
+    ours = [w for w in caught if "to_lstm" in str(w.message)]
+    assert [w.filename for w in ours] == [__file__]
+    assert type(quantized[0]) is BiLSTM
+    model[0] = model[0].to_lstm()
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM})
+    assert type(quantized[0]) is not nn.LSTM

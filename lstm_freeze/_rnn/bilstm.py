@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .._names import DIRECTIONS, KINDS, factor_name, kinds_of, name_of, place_of, rnn_names
+from .._warn import warn
 from . import checks
 from .agreement import check_is_there
 from .cell import parameter_shapes
@@ -176,6 +177,11 @@ class BiLSTM(nn.Module):
             raise TypeError(
                 f"`prefix_cache` must be a PrefixCache or None, got {value!r}; "
                 f"lstm.prefix_cache = PrefixCache(max_bytes=2**30)"
+            )
+        if name == "qconfig":  # as torch.ao.quantization marks each module that it has looked at
+            warn(
+                "torch.ao.quantization does not know BiLSTM and leaves it as it is: put "
+                "lstm.to_lstm() in its place before quantizing"
             )
         super().__setattr__(name, value)
 

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .._torch_internals import is_batched_gradient, is_fake
 from . import masked, onnx, tracing
 from .agreement import check_gradients, check_inputs, check_state
 from .cell import gates_size
 from .equations import equations
+from .flops import backward_flops, forward_flops
 from .layer import Wanted, backward, forward
 from .weights import Inputs, State, Weights
 
@@ -54,6 +56,12 @@ def _split(flat: Sequence[Any]) -> tuple[Sequence[Any], tuple[Sequence[Any], Seq
     first, size = len(_BEFORE_WEIGHTS), len(Weights._fields)
     weights = flat[first:]
     return flat[:first], (weights[:size], weights[size:])
+
+
+def _wanted(flags: Sequence[bool], directions: int) -> Wanted:
+    """What is asked for, from a flag for each of `_TENSORS`."""
+    (data, _, _, h0, c0), sides = _split(flags)
+    return Wanted(data, h0, c0, tuple(map(tuple, sides[:directions])))
 
 
 @torch.library.custom_op(
@@ -117,8 +125,7 @@ def _layer_backward(
         check_state(inputs, state)
         # Hooks on saved tensors may have given them other strides.
         state = State(*(x.contiguous() for x in state))
-    (data, _, _, h0, c0), sides = _split(flags)
-    wanted = Wanted(data, h0, c0, tuple(map(tuple, sides[: len(inputs.directions)])))
+    wanted = _wanted(flags, len(inputs.directions))
     grad_data, grad_h0, grad_c0, weights = backward(seeds, inputs, state, wanted)
     found = _flat((grad_data, None, None, grad_h0, grad_c0), weights)
     return [inputs.data.new_empty(0) if grad is None else grad for grad in found]
@@ -181,6 +188,20 @@ def _differentiable_gradients(
 
 
 _layer.register_autograd(_layer_gradients, setup_context=_keep_for_backward)
+
+
+@register_flop_formula(torch.ops.lstm_freeze.layer, get_raw=True)
+def _layer_flops(*arguments: Any, **_: Any) -> int:
+    *flat, _keep = arguments
+    return forward_flops(_inputs(flat))
+
+
+@register_flop_formula(torch.ops.lstm_freeze.layer_backward, get_raw=True)
+def _layer_backward_flops(*arguments: Any, **_: Any) -> int:
+    _, _, _, *flat, gates, hidden, cells, flags = arguments
+    inputs = _inputs(flat)
+    wanted = _wanted(flags, len(inputs.directions))
+    return backward_flops(inputs, State(gates, hidden, cells), wanted)
 
 
 def layer(
