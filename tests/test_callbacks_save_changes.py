@@ -157,7 +157,9 @@ def test_whole_checkpoints_are_loaded_as_they_are(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_averaging_works_behind_it_and_is_refused_before_it(tmp_path):
-    averaging = L.callbacks.EMAWeightAveraging
+    averaging = getattr(L.callbacks, "EMAWeightAveraging", None)
+    if averaging is None:
+        pytest.skip("this Lightning has no EMAWeightAveraging")
     with pytest.raises(ValueError, match="SaveChanges must stand before EMAWeightAveraging"):
         fit(L, module(L), averaging(), SaveChanges())
     ends = []
