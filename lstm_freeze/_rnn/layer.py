@@ -162,7 +162,9 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[list[Tensor | None]]]:
     """The gradients that are wanted, None for all others: data, h0, c0, and per direction."""
     data, batch_sizes, reverse, _, _, given = inputs
-    directions = [weights.merged(_added) for weights in given]
+    # The gradient of the input alone reads weight_ih.
+    used = given if wanted.data else [w._replace(down_ih=None, up_ih=None) for w in given]
+    directions = [weights.merged(_added) for weights in used]
     active = wanted.directions()
     N = state.gates.shape[1]
     batch = state.hidden.shape[1] - N
