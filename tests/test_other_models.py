@@ -83,6 +83,14 @@ class TestWeightDrop:
         assert {row.name.removeprefix(rnn) for row in status(model).rows} == expected
         assert len(select(model, f"{rnn}[0:2]")) == len(list(plain.parameters()))
 
+    @pytest.mark.parametrize("build", [nn.LSTM, nn.GRU, BiLSTM])
+    @pytest.mark.parametrize("put", [DropConnect, drop_inside])
+    def test_an_rnn_none_of_whose_tensors_is_a_parameter(self, put, build):
+        names = tuple(name for name, _ in build(4, 4, 2).named_parameters())
+        model = put(build(4, 4, 2), names)
+        rnn = "inner" if put is DropConnect else ""
+        assert len(select(model, f"{rnn}[1]")) == len(select(model, layers=0)) == len(names) // 2
+
     def test_the_path_of_the_rnn_covers_what_serves_it_from_around(self):
         model = Classifier(LanguageModelEncoder())
         dropped = {f"encoder.rnns.{i}.weight_hh_l0_raw" for i in range(3)}

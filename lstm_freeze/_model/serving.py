@@ -29,7 +29,8 @@ def is_rnn(module: nn.Module) -> bool:
     # A model may keep `mode` and `num_layers` as settings of its own: the names decide.
     if getattr(module, "mode", None) not in RNN_MODES:
         return False
-    names = (*module._parameters.keys(), *getattr(module, "parametrizations", ()))
+    plain = (name for name, value in vars(module).items() if isinstance(value, torch.Tensor))
+    names = (*module._parameters.keys(), *getattr(module, "parametrizations", ()), *plain)
     return any(place_of(name) or led_by(name) for name in names)
 
 
