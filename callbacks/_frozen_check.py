@@ -28,7 +28,7 @@ class FrozenWeightsCheck(Callback):
         mode: "exact" keeps a copy of what is frozen and can say how much moved; "fingerprint"
             keeps 8 bytes per parameter.
         idle_after: Warn of each trainable parameter that so many optimizer steps in a row passed
-            by; see `FrozenGuard`. None: do not look.
+            by; see FrozenGuard. None: do not look.
 
     Raises:
         ValueError: A value is out of its range.

@@ -22,8 +22,8 @@ class GradualUnfreezing(FreezeScheduler):
         check: When to compare all that is frozen: "step", "epoch" or None; see FreezeScheduler.
         advance: A Plateau, to begin the next phase when a metric has stopped improving.
         groups: The model's layers as you see them, input side first and the head last, in place of
-            `encoder` and `head`: a list of targets for each.
-        rest: What is in no layer: `"leave"` it as you set it, or `"freeze"` it.
+            encoder and head: a list of targets for each.
+        rest: What is in no layer: "leave" it as you set it, or "freeze" it.
 
     Examples:
         >>> GradualUnfreezing(encoder="model.encoder", head="model.head").state_key
