@@ -204,6 +204,12 @@ def test_the_last_cell_state_of_one_step_knows_no_projection(steps, packed):
     assert (lstm.weight_hr_l1.grad is None) == (steps == 1)
 
 
+def test_the_projection_alone_asked_for_where_nothing_depends_on_it():
+    m = BiLSTM(I, H, proj_size=4)
+    c = m(torch.randn(1, B, I))[1][1]
+    assert torch.autograd.grad(c.sum(), m.weight_hr_l0, allow_unused=True) == (None,)
+
+
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
 def test_complex_gradients_are_those_of_nn_lstm():
     torch.manual_seed(0)

@@ -111,7 +111,7 @@ def _layer_like(*arguments: Any) -> tuple[Tensor, ...]:
 def _layer_backward(
     grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, *others: Any
 ) -> list[Tensor]:
-    """The gradient of each of `_TENSORS`, empty where `wanted`, a flag for each, says no."""
+    """The gradients of those of `_TENSORS` that `wanted`, a flag for each, asks for."""
     *flat, gates, hidden, cells, flags = others
     inputs, seeds = _inputs(flat), (grad_output, grad_h, grad_c)
     check_inputs(inputs)  # again: they may have changed since the forward pass
@@ -128,15 +128,16 @@ def _layer_backward(
     wanted = _wanted(flags, len(inputs.directions))
     grad_data, grad_h0, grad_c0, weights = backward(seeds, inputs, state, wanted)
     found = _flat((grad_data, None, None, grad_h0, grad_c0), weights)
-    return [inputs.data.new_empty(0) if grad is None else grad for grad in found]
+    return [grad for grad in found if grad is not None]
 
 
 @_layer_backward.register_fake
 def _layer_backward_like(*arguments: Any) -> list[Tensor]:
     _, _, _, *flat, _, _, _, flags = arguments
     return [
-        torch.empty_like(x, memory_format=torch.contiguous_format) if flag else flat[0].new_empty(0)
+        torch.empty_like(x, memory_format=torch.contiguous_format)
         for x, flag in zip(flat, flags, strict=True)
+        if flag
     ]
 
 
@@ -157,17 +158,20 @@ def _layer_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     if grad_output is None and grad_h is None and _inputs(flat).steps == 1:
         # The final cell state of a single step lies before the projection.
         flags = [f and not late for f, late in zip(flags, _PROJECTIONS, strict=True)]
+    if not any(flags):
+        return (None,) * (len(flags) + 1)
     if torch.is_grad_enabled() or tracing.is_transformed() or any(map(is_batched_gradient, grads)):
-        found = _differentiable_gradients(seeds, flat, flags)
+        found: Sequence[Tensor | None] = _differentiable_gradients(seeds, flat, flags)
     else:
         found = _layer_backward(*seeds, *flat, gates, hidden, cells, flags)
-    return *(grad if flag else None for grad, flag in zip(found, flags, strict=True)), None
+    wanted = iter(found)
+    return *(next(wanted) if flag else None for flag in flags), None
 
 
 def _differentiable_gradients(
     grads: Sequence[Tensor | None], flat: Sequence[Tensor | None], flags: Sequence[bool]
-) -> list[Tensor | None]:
-    """The gradients as functions of inputs and `grads` that can be differentiated or batched."""
+) -> Sequence[Tensor | None]:
+    """The wanted gradients as functions that can be differentiated or batched."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases: a weight that stands in two places must get each place's own gradient.
@@ -175,16 +179,14 @@ def _differentiable_gradients(
         outputs = equations(*_inputs(places))
     pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
     asked = [x for x, flag in zip(places, flags, strict=True) if flag and x is not None]
-    found = iter(
-        torch.autograd.grad(
-            [y for y, _ in pairs],
-            asked,
-            [g for _, g in pairs],
-            create_graph=again,
-            allow_unused=True,
-        )
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        [y for y, _ in pairs],
+        asked,
+        [g for _, g in pairs],
+        create_graph=again,
+        allow_unused=True,
     )
-    return [next(found) if flag else None for flag in flags]
+    return found
 
 
 _layer.register_autograd(_layer_gradients, setup_context=_keep_for_backward)
