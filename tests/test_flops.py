@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from lstm_freeze import BiLSTM, freeze
+from lstm_freeze import BiLSTM, add_lora, freeze
 
 T, B, I, H = 7, 4, 6, 10  # noqa: E741  (the house's letters for shapes)
 
@@ -78,3 +78,17 @@ def test_a_compiled_program_counts_too():
     expected = forward_and_backward(module, x)[0]
     program = torch.export.export(nn.Sequential(module).eval(), (x,)).module()
     assert counted(lambda: program(x))[1] == expected
+
+
+def test_factors_are_counted_and_no_gradient_as_large_as_a_weight():
+    lstm, rank, gates, rows = BiLSTM(I, H), 2, 4 * H, T * B
+    x = torch.randn(T, B, I)
+    freeze(lstm)
+    base, _ = forward_and_backward(lstm, x)
+    add_lora(lstm, rank=rank)
+    forward, backward = forward_and_backward(lstm, x)
+    assert forward - base == 2 * 2 * rank * gates * (I + H)
+    # Per direction: weight_hh merged again, the walk back, and two products for each factor.
+    walk = (rows - B) * gates * H
+    factors = sum(2 * rows * rank * (size + gates) for size in (I, H))
+    assert backward == 2 * 2 * (rank * gates * H + walk + factors)

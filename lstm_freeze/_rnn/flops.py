@@ -20,7 +20,9 @@ def backward_flops(inputs: Inputs, state: State, wanted: Wanted) -> int:
     active, found = wanted.directions(), 0
     for d, weights in enumerate(inputs.directions):
         ih, hh, hr = _matrices(weights)
-        found += _merging(weights) + (rows * ih if wanted.data else 0)
+        # Only the gradient of the input reads weight_ih.
+        merged = weights if wanted.data else weights._replace(down_ih=None, up_ih=None)
+        found += _merging(merged) + (rows * ih if wanted.data else 0)
         if d not in active:
             continue
         # To the step before, which the first ones need for h0 only.
