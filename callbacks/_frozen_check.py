@@ -20,7 +20,7 @@ class FrozenWeightsCheck(Callback):
     Stops the training with FrozenWeightsChanged, which names each parameter, the step and the
     likely cause. Follows freeze and unfreeze during the fit, the optimizers inside wrappers and
     those that the trainer builds in mid-fit; where a step is made that torch's step hooks do not
-    see, it compares at the batch's end. The last comparison is made in `on_fit_end`, after
+    see, it compares at the batch's end. The last comparison is made in on_fit_end, after
     averaging callbacks (SWA, EMA) have written their weights.
 
     Args:
