@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lstm_freeze._rnn import which_loop
+from lstm_freeze._recurrence import which_loop
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

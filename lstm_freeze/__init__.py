@@ -19,9 +19,9 @@ from ._model import Selection as Selection
 from ._model import select as select
 from ._optimizers import param_groups as param_groups
 from ._optimizers import slanted_triangular as slanted_triangular
+from ._recurrence import release_memory as release_memory
 from ._rnn import BiLSTM as BiLSTM
 from ._rnn import ParameterGroup as ParameterGroup
-from ._rnn import release_memory as release_memory
 from ._rnn import replace_lstm as replace_lstm
 from ._saving import fingerprints as fingerprints
 from ._saving import load_changes as load_changes

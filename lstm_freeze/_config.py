@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from ._hashing import has_extension
-from ._rnn import waiting_memory, which_loop
+from ._recurrence import waiting_memory, which_loop
 
 
 def show_config() -> str:

@@ -16,7 +16,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from lstm_freeze import BiLSTM
-from lstm_freeze._rnn import loop_native
+from lstm_freeze._recurrence import loop_native
 
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.complex64)

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lstm_freeze import BiLSTM
-from lstm_freeze._rnn import loop_native
-from lstm_freeze._rnn.agreement import is_there
+from lstm_freeze._recurrence import loop_native
+from lstm_freeze._recurrence.agreement import is_there
 
 T, B, I, H = 5, 3, 6, 70  # noqa: E741  (the house's letters for shapes)
 

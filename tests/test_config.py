@@ -6,7 +6,7 @@ import torch
 
 from lstm_freeze import BiLSTM, release_memory, show_config
 from lstm_freeze._hashing import word_sums
-from lstm_freeze._rnn import loop_native
+from lstm_freeze._recurrence import loop_native
 
 
 def lines():

@@ -8,7 +8,7 @@ from _models import Tagger
 from torch import nn
 
 from lstm_freeze import BiLSTM, fingerprints
-from lstm_freeze._rnn import loop_native
+from lstm_freeze._recurrence import loop_native
 
 # A promise to files that exist: a change here makes them unreadable.
 PROMISED = {

@@ -10,16 +10,16 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from lstm_freeze import BiLSTM
-from lstm_freeze._rnn import loop_native
-from lstm_freeze._rnn.equations import equations
-from lstm_freeze._rnn.rows import last_rows, runs_of
-from lstm_freeze._rnn.weights import Gradients, State, Weights
+from lstm_freeze._recurrence import loop_native
+from lstm_freeze._recurrence.equations import equations
+from lstm_freeze._recurrence.rows import last_rows, runs_of
+from lstm_freeze._recurrence.weights import Gradients, State, Weights
 
 built = pytest.mark.skipif(loop_native._extension is None, reason="the extension is not built here")
 LEVELS = () if loop_native._extension is None else loop_native._extension.levels()
 MAGNITUDES = (float("inf"), 0.0, 1e-45, 1e-40, 1e-30, 1e-4, 0.3, 17.4, 88.3, 103.0, 105.0, 3e38)
 SPECIAL = torch.tensor([float("nan"), *(sign * x for x in MAGNITUDES for sign in (1, -1))])
-NOT_BUILT = "torch (the extension lstm_freeze._rnn._timeloop is not built)"
+NOT_BUILT = "torch (the extension lstm_freeze._recurrence._timeloop is not built)"
 OFF = "torch (the native loop is switched off)"
 SIZES = torch.tensor([60, 60, 55, 54, 6, 5, 1])  # sequences still running at each step
 
@@ -213,7 +213,7 @@ def test_blocks_of_packed_rows_begin_where_the_last_one_ended(monkeypatch, rows,
     data = PackedSequence(torch.randn(int(SIZES.sum()), 4), SIZES)
     with torch.set_grad_enabled(keep), loop_native.switched(True):
         expected = lstm(data)
-        monkeypatch.setattr("lstm_freeze._rnn.layer._BLOCK_BYTES", rows * 2 * 4 * 9 * 4)
+        monkeypatch.setattr("lstm_freeze._recurrence.layer._BLOCK_BYTES", rows * 2 * 4 * 9 * 4)
         found = lstm(data)
     for got, same in zip((found[0].data, *found[1]), (expected[0].data, *expected[1]), strict=True):
         torch.testing.assert_close(got, same, rtol=1e-5, atol=1e-6)
@@ -500,7 +500,7 @@ def test_a_forked_child_does_not_wait_for_its_parents_threads():
     code = """
 import os, sys, torch
 from lstm_freeze import BiLSTM
-from lstm_freeze._rnn import loop_native
+from lstm_freeze._recurrence import loop_native
 torch.set_num_threads(2)
 loop_native.enable(True)
 lstm, x = BiLSTM(2, 3), torch.randn(4, 3, 2)
@@ -556,9 +556,7 @@ def test_a_processor_without_avx2_says_so(monkeypatch):
 def test_without_the_extension_torch_serves(monkeypatch):
     monkeypatch.setattr(loop_native, "_extension", None)
     monkeypatch.setattr(loop_native, "_enabled", False)
-    assert (
-        loop_native.which_loop() == "torch (the extension lstm_freeze._rnn._timeloop is not built)"
-    )
+    assert loop_native.which_loop() == NOT_BUILT
     assert not loop_native.applies(torch.zeros(1))
     assert loop_native.enable(False) is False
     with pytest.raises(RuntimeError, match="install a C compiler and then lstm-freeze again"):
@@ -599,10 +597,10 @@ def imported_anew(monkeypatch):
         else:
             monkeypatch.setenv("LSTM_FREEZE_NATIVE", setting)
         if extension is not None:
-            monkeypatch.delattr("lstm_freeze._rnn._timeloop", raising=False)
-            monkeypatch.setitem(sys.modules, "lstm_freeze._rnn._timeloop", *extension)
+            monkeypatch.delattr("lstm_freeze._recurrence._timeloop", raising=False)
+            monkeypatch.setitem(sys.modules, "lstm_freeze._recurrence._timeloop", *extension)
         spec = importlib.util.spec_from_file_location(
-            "lstm_freeze._rnn.loop_native_anew", loop_native.__file__
+            "lstm_freeze._recurrence.loop_native_anew", loop_native.__file__
         )
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

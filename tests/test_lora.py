@@ -28,7 +28,7 @@ from lstm_freeze import (
     status,
     unfreeze,
 )
-from lstm_freeze._rnn import layer, loop_native
+from lstm_freeze._recurrence import layer, loop_native
 
 RANK = 3
 

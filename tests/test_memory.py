@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 from lstm_freeze import BiLSTM, freeze, release_memory
-from lstm_freeze._rnn import loop_native, memory
+from lstm_freeze._recurrence import loop_native, memory
 
 MEGABYTE = 2**20
 LIKE = torch.empty(0)

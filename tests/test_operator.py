@@ -7,11 +7,11 @@ import torch
 from torch.autograd.gradcheck import GradcheckError
 from torch.nn.utils.rnn import pack_sequence
 
-from lstm_freeze._rnn import loop_native, loop_torch
-from lstm_freeze._rnn.equations import equations
-from lstm_freeze._rnn.operator import layer
-from lstm_freeze._rnn.rows import reverse_rows
-from lstm_freeze._rnn.weights import Weights
+from lstm_freeze._recurrence import loop_native, loop_torch
+from lstm_freeze._recurrence.equations import equations
+from lstm_freeze._recurrence.operator import layer
+from lstm_freeze._recurrence.rows import reverse_rows
+from lstm_freeze._recurrence.weights import Weights
 
 LENGTHS = (6, 6, 4, 3, 1, 1)
 FORMS = ("dense", "packed")
@@ -144,7 +144,9 @@ def test_what_is_frozen_changes_no_bit(case, arithmetic):
 @pytest.mark.parametrize("hidden", [1, 16, 37, 130])
 @pytest.mark.parametrize("batch", [1, 2, 9])
 def test_grad_mode_changes_no_bit_across_time_blocks(batch, hidden, arithmetic, monkeypatch):
-    monkeypatch.setattr("lstm_freeze._rnn.layer._BLOCK_BYTES", 8 * batch * 4 * hidden * 4 * 3)
+    monkeypatch.setattr(
+        "lstm_freeze._recurrence.layer._BLOCK_BYTES", 8 * batch * 4 * hidden * 4 * 3
+    )
     data = torch.randn(70, batch, 11)
     weights = [
         Weights(

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from lstm_freeze import BiLSTM, PrefixCache, freeze, status, unfreeze
 from lstm_freeze._cache.samples import contents, seats_of
-from lstm_freeze._rnn.rows import dense_rows, packed_rows
+from lstm_freeze._recurrence.rows import dense_rows, packed_rows
 from lstm_freeze._rnn.stack import Stack
 
 F, H, L = 3, 5, 3

@@ -222,7 +222,7 @@ def test_callbacks_say_what_is_missing_without_lightning():
 # fmt: off
 ROOMS = [
     "_names", "_checks", "_warn", "_torch_internals", "_extensions",
-    "_hashing", "_model", "_rnn", "_cache", "_optimizers", "_freezing", "_guard",
+    "_hashing", "_model", "_recurrence", "_rnn", "_cache", "_optimizers", "_freezing", "_guard",
     "_saving", "_between", "_schedule",
     "_config", "__init__",
 ]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
-from lstm_freeze._rnn.rows import (
+from lstm_freeze._recurrence.rows import (
     Run,
     blocks_of,
     dense_rows,

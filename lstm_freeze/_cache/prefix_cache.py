@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .._checks import as_integer
 from .._hashing import fingerprints
-from .._rnn import Rows, RunLayers
+from .._recurrence import Rows
+from .._rnn import RunLayers
 from .._warn import warn
 from .samples import Seats, contents, copies, joined, rows_of, seats_of
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._hashing import column_hashes, row_hashes
-from .._rnn import Rows, check_packed, reverse_rows
+from .._recurrence import Rows, check_packed, reverse_rows
 
 
 class Seats(NamedTuple):

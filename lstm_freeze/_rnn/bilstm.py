@@ -12,19 +12,25 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .._names import DIRECTIONS, KINDS, factor_name, kinds_of, name_of, place_of, rnn_names
+from .._recurrence import (
+    Rows,
+    Weights,
+    check_is_there,
+    dense_rows,
+    is_traced,
+    is_written_out,
+    packed_rows,
+    parameter_shapes,
+    unpermuted,
+)
 from .._warn import warn
 from . import checks
-from .agreement import check_is_there
-from .cell import parameter_shapes
 from .conversion import adopt, is_plain
 from .groups import ParameterGroup, groups_of
 from .padding import Lengths, as_lengths, masked_rows, padded_rows
 from .precision import precision_of
 from .prefix import CachesPrefix, are_zeros, frozen_prefix
-from .rows import Rows, dense_rows, packed_rows, unpermuted
 from .stack import Stack, States
-from .tracing import is_traced, is_written_out
-from .weights import Weights
 
 
 class BiLSTM(nn.Module):

@@ -11,11 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .agreement import check_is_there
+from .._recurrence import Weights, check_is_there, is_traced, unpermuted
 from .precision import autocast_dtype
-from .rows import unpermuted
-from .tracing import is_traced
-from .weights import Weights
 
 _AUTOCAST_CONVERTS = (torch.float32, torch.bfloat16, torch.float16)
 _MISREAD = (AttributeError, IndexError, KeyError, TypeError)

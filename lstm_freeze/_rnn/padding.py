@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._recurrence import Rows, dense_rows, unpermuted
 from .._torch_internals import is_fake
-from .rows import Rows, dense_rows, unpermuted
 
 Lengths = Tensor | Iterable[int]
 _UNORDERED = (str, bytes, Mapping, Set)  # or no numbers: what would be read by mistake

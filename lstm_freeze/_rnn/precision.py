@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .rows import Rows
-from .weights import Weights
+from .._recurrence import Rows, Weights
 
 
 class Precision(NamedTuple):

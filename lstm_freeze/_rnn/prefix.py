@@ -8,8 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from .._names import lowest_layer, place_of
-from .rows import Rows
-from .weights import Weights
+from .._recurrence import Rows, Weights
 
 RunLayers = Callable[[Rows, int, int], tuple[Rows, list[tuple[Tensor, Tensor]]]]
 """Runs layers [first, last) over rows: the output rows and each layer's final states."""

@@ -8,10 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
-from .operator import layer
+from .._recurrence import Rows, Weights, run_layer
 from .precision import Precision
-from .rows import Rows
-from .weights import Weights
 
 States = tuple[Tensor, Tensor]
 """Hidden and cell states."""
@@ -52,7 +50,7 @@ class Stack(NamedTuple):
             here = slice(index * D, (index + 1) * D)
             h0 = precision.admit(self.hx[0][here])
             c0 = self.hx[1][here].to(precision.compute)
-        output, h, c = layer(
+        output, h, c = run_layer(
             precision.admit(data), rows.batch_sizes, rows.reverse, h0, c0, directions, rows.lengths
         )
         output, h = output.to(precision.output), h.to(precision.output)

@@ -130,19 +130,6 @@ def test_a_prefix_cache_serves_a_fit(model, device):
     assert (stats["hits"], stats["misses"]) == (40, 8)
 
 
-def test_a_frozen_layer_has_drifted_by_nothing(model, device):
-    trainer = fit(model, device, [FreezeScheduler({0: ["head"]}), WeightDrift(1)], epochs=1)
-    measured = {n: float(v) for n, v in trainer.callback_metrics.items() if "drift" in n}
-    assert {n for n, v in measured.items() if v > 0} == {"weight_drift/head"}
-
-
-def test_a_prefix_cache_serves_a_fit(model, device):
-    model.encoder.prefix_cache = PrefixCache()
-    fit(model, device, [FreezeScheduler({0: ["head"]})], epochs=3, num_sanity_val_steps=0)
-    stats = model.encoder.prefix_cache.stats()
-    assert (stats["hits"], stats["misses"]) == (40, 8)
-
-
 @pytest.mark.parametrize("mode", ["exact", "fingerprint"])
 def test_the_check_fails_a_fit_in_which_a_frozen_weight_moves(model, device, mode):
     from lstm_freeze import FrozenWeightsChanged

@@ -49,9 +49,9 @@ def _wanted(setting: str, extension: ModuleType | None) -> bool:
     if setting == "1" and extension is None:
         warnings.warn(
             "LSTM_FREEZE_NATIVE=1 asks for the native loop, but its extension "
-            "lstm_freeze._rnn._timeloop was not built for this version of the package, so torch "
-            "operations do its work; install a C compiler and then lstm-freeze again, or unset "
-            "LSTM_FREEZE_NATIVE",
+            "lstm_freeze._recurrence._timeloop was not built for this version of the package, so "
+            "torch operations do its work; install a C compiler and then lstm-freeze again, or "
+            "unset LSTM_FREEZE_NATIVE",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -96,7 +96,7 @@ def switched(on: bool) -> Iterator[None]:
 def which_loop() -> str:
     """Which loop float32 layers on the CPU use, in words: `native (avx2)`, `torch (...)`."""
     if _extension is None:
-        return "torch (the extension lstm_freeze._rnn._timeloop is not built)"
+        return "torch (the extension lstm_freeze._recurrence._timeloop is not built)"
     if not _enabled:
         if not _is_measured(_extension):
             return "torch (no AVX2 here; LSTM_FREEZE_NATIVE=1 asks for the native loop)"
