@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from lstm_freeze._recurrence import loop_native, loop_torch
 from lstm_freeze._recurrence.equations import equations
-from lstm_freeze._recurrence.operator import layer
+from lstm_freeze._recurrence.operator import run_layer
 from lstm_freeze._recurrence.rows import reverse_rows
 from lstm_freeze._recurrence.weights import Weights
 
@@ -79,7 +79,7 @@ def assert_near(found, expected, tolerance):
 @pytest.mark.parametrize("case", ALL, ids=IDS)
 def test_layer_agrees_with_the_equations(case, dtype, tolerances, arithmetic):
     args = arguments(*case, dtype=dtype)
-    outputs, grads = gradients(layer, args)
+    outputs, grads = gradients(run_layer, args)
     expected, expected_grads = gradients(equations, args)
     for y, z in zip(outputs, expected, strict=True):
         assert_near(y, z, tolerances[0])
@@ -96,7 +96,7 @@ def test_gradcheck_and_gradgradcheck(form, proj, hx):
     inputs = leaves(args)
 
     def function(*_):
-        return layer(*args)
+        return run_layer(*args)
 
     # The inputs are perturbed in place, so the closure sees what gradcheck changes.
     assert torch.autograd.gradcheck(function, tuple(inputs.values()))
@@ -107,7 +107,7 @@ def test_gradcheck_sees_a_wrong_gradient():
     args = arguments(1, True, False, "dense", False)
 
     def function(data):
-        return layer(data, *args[1:])[0] + data.detach().sum()
+        return run_layer(data, *args[1:])[0] + data.detach().sum()
 
     with pytest.raises(GradcheckError, match="Jacobian mismatch"):
         torch.autograd.gradcheck(function, (args[0],))
@@ -126,7 +126,7 @@ def sizes_of(form):
 def test_what_is_frozen_changes_no_bit(case, arithmetic):
     """Every parameter alone frozen, alone trainable, and whole directions, kinds and inputs."""
     options = {"dtype": torch.float32, **sizes_of(case[3])}
-    outputs, grads = gradients(layer, arguments(*case, **options))
+    outputs, grads = gradients(run_layer, arguments(*case, **options))
     names = list(grads)
     subsets = [{n} for n in names] + [set(names) - {n} for n in names] + [set()]
     subsets += [{n for n in names if key in n} for key in ("[0]", "[1]", "weight", "bias", "hh")]
@@ -134,7 +134,7 @@ def test_what_is_frozen_changes_no_bit(case, arithmetic):
         args = arguments(*case, **options)
         for name, leaf in leaves(args).items():
             leaf.requires_grad_(name in trainable)
-        found, some = gradients(layer, args)
+        found, some = gradients(run_layer, args)
         assert some.keys() == trainable
         assert all(torch.equal(y, z) for y, z in zip(found, outputs, strict=True))
         for name in trainable:
@@ -158,11 +158,11 @@ def test_grad_mode_changes_no_bit_across_time_blocks(batch, hidden, arithmetic, 
         for _ in range(2)
     ]
     args = (data, None, None, None, None, weights)
-    expected = layer(*args)
+    expected = run_layer(*args)
     assert expected[0].requires_grad
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            assert all(torch.equal(y, z) for y, z in zip(layer(*args), expected, strict=True))
+            assert all(torch.equal(y, z) for y, z in zip(run_layer(*args), expected, strict=True))
 
 
 def test_a_frozen_layer_keeps_nothing_for_backward():
@@ -170,7 +170,7 @@ def test_a_frozen_layer_keeps_nothing_for_backward():
     for leaf in leaves(args).values():
         leaf.requires_grad_(False)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: pytest.fail("saved"), lambda x: x):
-        output = layer(*args)[0]
+        output = run_layer(*args)[0]
     assert output.grad_fn is None
 
 
@@ -179,7 +179,7 @@ def test_products_are_left_out_for_what_is_frozen():
         args = arguments(2, True, False, "dense", False, features=64, hidden=8)
         for name, leaf in leaves(args).items():
             leaf.requires_grad_(name in trainable)
-        outputs = layer(*args)
+        outputs = run_layer(*args)
         with torch.profiler.profile(with_flops=True) as profile:
             outputs[0].sum().backward()
         return sum(event.flops for event in profile.key_averages())
@@ -204,7 +204,7 @@ def test_a_frozen_direction_is_not_walked_back(monkeypatch):
         for name, leaf in leaves(args).items():
             leaf.requires_grad_(name == trainable)
         walked.clear()
-        gradients(layer, args)
+        gradients(run_layer, args)
         assert walked == [expected]
 
 
@@ -214,7 +214,7 @@ def test_a_frozen_direction_is_not_walked_back(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_layer_with_factors_agrees_with_the_equations(form, proj, dtype):
     args = with_factors(arguments(2, True, proj, form, True, dtype))
-    outputs, grads = gradients(layer, args)
+    outputs, grads = gradients(run_layer, args)
     expected, references = gradients(equations, args)
     assert {name for name in grads if "down" in name or "up" in name} == {
         f"{side}_{kind}[{d}]"
@@ -252,7 +252,7 @@ def test_gradcheck_and_gradgradcheck_of_factors(form):
     down, up = inputs["down_hh[0]"], inputs["up_hr[0]"]
 
     def function(*_):
-        return layer(*args)
+        return run_layer(*args)
 
     assert torch.autograd.gradcheck(function, (down, up))
     assert torch.autograd.gradgradcheck(function, (down, up))
@@ -264,7 +264,7 @@ def test_a_weight_in_two_places_gets_both_gradients_twice_over():
     tied = [Weights(w_ih, w_hh), Weights(w_ih, w_hh)]
 
     def function(*_):
-        return layer(data, None, None, None, None, tied)[0]
+        return run_layer(data, None, None, None, None, tied)[0]
 
     assert torch.autograd.gradcheck(function, (w_ih, w_hh))
     assert torch.autograd.gradgradcheck(function, (w_ih, w_hh))
@@ -286,7 +286,7 @@ def test_memory_and_references_do_not_grow(form):
     import weakref
 
     args = arguments(2, True, False, form, False)
-    output = layer(*args)[0]
+    output = run_layer(*args)[0]
     watched = weakref.ref(output.grad_fn)
     gc.disable()
     try:

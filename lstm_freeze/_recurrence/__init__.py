@@ -5,7 +5,7 @@ from .cell import parameter_shapes as parameter_shapes
 from .loop_native import which_loop as which_loop
 from .memory import release_memory as release_memory
 from .memory import waiting_memory as waiting_memory
-from .operator import layer as run_layer
+from .operator import run_layer as run_layer
 from .rows import Rows as Rows
 from .rows import check_packed as check_packed
 from .rows import dense_rows as dense_rows

@@ -1,10 +1,10 @@
 """One LSTM layer over time as one operator, with a hand-derived backward.
 
-`layer` is one operator to autograd, torch.compile and torch.export. Its forward never depends on
-what is trainable; its backward computes only what is asked for. `equations` says the same in plain
-differentiable operations.
+`run_layer` is one operator to autograd, torch.compile and torch.export. Its forward never depends
+on what is trainable; its backward computes only what is asked for. `equations` says the same in
+plain differentiable operations.
 
-Shapes are written as in `layer`.
+Shapes are written as in `run_layer`.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _layer_backward_flops(*arguments: Any, **_: Any) -> int:
     return backward_flops(inputs, State(gates, hidden, cells), wanted)
 
 
-def layer(
+def run_layer(
     data: Tensor,
     batch_sizes: Tensor | None,
     reverse: Tensor | None,
