@@ -6,6 +6,9 @@ from ._between import add_lora as add_lora
 from ._between import anchor as anchor
 from ._between import interpolate as interpolate
 from ._cache import PrefixCache as PrefixCache
+from ._comparing import Choice as Choice
+from ._comparing import Comparison as Comparison
+from ._comparing import compare as compare
 from ._config import show_config as show_config
 from ._freezing import Freeze as Freeze
 from ._freezing import Status as Status
@@ -33,6 +36,8 @@ from ._schedule import Recipe as Recipe
 __all__ = [
     "Anchor",
     "BiLSTM",
+    "Choice",
+    "Comparison",
     "Freeze",
     "FreezeSchedule",
     "FrozenGuard",
@@ -46,6 +51,7 @@ __all__ = [
     "Status",
     "add_lora",
     "anchor",
+    "compare",
     "fingerprints",
     "freeze",
     "freeze_up_to",

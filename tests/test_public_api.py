@@ -30,6 +30,7 @@ CORE_SIGNATURES = {
     "BiLSTM.forward": "input, hx=None, *, lengths=None",
     "BiLSTM.from_lstm": "lstm",
     "BiLSTM.to_lstm": "",
+    "Choice": "values",
     "Freeze.undo": "",
     "FreezeSchedule": "phases, *, unit='epoch', scope='*', exclude=None, rest='leave'",
     "FreezeSchedule.apply": "module, epoch, optimizer=None",
@@ -93,10 +94,19 @@ CALLBACK_SIGNATURES = {
     "WeightDrift": "every_n_steps=50",
 }
 # Arguments beyond the promised ones: optional, and behind them.
-ADDED = {"FreezeSchedule.plot": "model, epochs, ax=None", "FrozenGuard.check": "*, step=None"}
+ADDED = {
+    "Comparison.plot": "ax=None",
+    "FreezeSchedule.plot": "model, epochs, ax=None",
+    "FrozenGuard.check": "*, step=None",
+    "compare": (
+        "score, methods, splits, *, minimize=False, folder=None, progress=True, labels=None, "
+        "groups=None, inner=3, seed=0"
+    ),
+}
 # Public, but made by the library and not by users.
 RESULTS = {
     "Anchor",
+    "Comparison",
     "Freeze",
     "FrozenWeightsChanged",
     "LoRA",
@@ -136,7 +146,7 @@ def test_signature_of_callback(name, expected):
 @pytest.mark.parametrize(
     ("door", "names"),
     [
-        (lstm_freeze, {name.partition(".")[0] for name in CORE_SIGNATURES} | RESULTS),
+        (lstm_freeze, {name.partition(".")[0] for name in {**CORE_SIGNATURES, **ADDED}} | RESULTS),
         (lstm_freeze.callbacks, set(CALLBACK_SIGNATURES)),
     ],
 )
@@ -166,16 +176,22 @@ def test_public_docstrings_have_an_example(door):
 
 # ---- what importing the core needs
 
-OPTIONAL = ("lightning", "pytorch_lightning", "torchmetrics", "matplotlib", "yaml")
+OPTIONAL = (
+    *("lightning", "pytorch_lightning", "torchmetrics", "matplotlib", "yaml"),
+    *("scipy", "sklearn", "rich"),
+)
+# They are not found, whether they are imported or, as torch does, only looked for.
 WITHOUT_OPTIONAL = f"""
 import sys
+from importlib.machinery import PathFinder
 
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {OPTIONAL}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] not in {OPTIONAL}:
+            return super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Refuse())
+sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.meta_path]
 """
 USE = """
 import torch
@@ -223,7 +239,7 @@ def test_callbacks_say_what_is_missing_without_lightning():
 ROOMS = [
     "_names", "_checks", "_warn", "_torch_internals", "_extensions",
     "_hashing", "_model", "_recurrence", "_rnn", "_cache", "_optimizers", "_freezing", "_guard",
-    "_saving", "_between", "_schedule",
+    "_saving", "_between", "_schedule", "_comparing",
     "_config", "__init__",
 ]
 CALLBACKS_ORDER = [
