@@ -1,306 +1,373 @@
-"""Fine-tunes a pretrained protein encoder on few labelled peptides in four ways, and compares them.
+"""Which way to fine-tune a pretrained protein encoder on few labelled peptides?
 
-A BiLSTM that alphaPredict trained on protein structures learns to tell antimicrobial peptides from
-others: from scratch, on top of the frozen encoder, with everything trainable at once, and with
-gradual unfreezing and discriminative learning rates (for each layer further down, the rate of the
-one above / 2.6; ULMFiT, arXiv 1801.06146). Whatever is frozen is compared bit for bit after every
-optimizer step.
+A BiLSTM that alphaPredict trained on protein structures learns to tell anticancer peptides from
+random sequences, in several ways and from 25, 50 and 100 labelled peptides. `compare` gives every
+way the same splits and seeds, chooses each one's learning rate within the train set, and says which
+differences can be told from noise. Peptides of a family are never in train and in test. Whatever is
+frozen is compared bit for bit after every optimizer step.
+
+With --task antimicrobial, a second case, where the pretrained weights are of no use: peptides that
+kill bacteria or not, read by the encoder's final states.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import statistics
+import multiprocessing
 import time
-import warnings
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 
 matplotlib.use("Agg")
 
-import pytorch_lightning as pl
+import numpy as np
 import torch
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
-from peptides import Peptide, Split, collate, load_encoder, split_peptides
+from peptides import families, load_anticancer, load_encoder, load_peptides, one_hot
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import DataLoader
-from torchmetrics import MetricCollection
-from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
-from lstm_freeze import FreezeSchedule, param_groups, replace_lstm, select
-from lstm_freeze.callbacks import FreezeScheduler, FrozenWeightsCheck
+from lstm_freeze import (
+    BiLSTM,
+    Choice,
+    Comparison,
+    FreezeSchedule,
+    FrozenGuard,
+    add_lora,
+    compare,
+    param_groups,
+)
 
-EPOCHS = 12
-EPOCHS_A_PHASE = 3
+SIZES = (25, 50, 100)
+SPLITS = 20
+EPOCHS = 10
 BATCH_SIZE = 16
+OF_A_FAMILY = 10  # at most, so that no family decides about a fold
+MOST = 1000  # peptides of a task, so that reading them takes seconds
+RATES = Choice([0.003, 0.01])
 
 
-class PeptideClassifier(pl.LightningModule):
-    """A pretrained BiLSTM under a linear head that says whether a peptide is antimicrobial."""
-
-    def __init__(self, pretrained: bool, lr: float, layer_decay: float) -> None:
-        """Build the head around alphaPredict's encoder, with its weights or with fresh ones."""
-        super().__init__()
-        self.encoder, _ = load_encoder("V6")
-        if not pretrained:
-            self.encoder.reset_parameters()
-        replace_lstm(self)
-        self.head = nn.Linear(2 * self.encoder.hidden_size, 1)
-        self.lr = lr
-        self.layer_decay = layer_decay
-        metrics = MetricCollection({"accuracy": BinaryAccuracy(), "auroc": BinaryAUROC()})
-        self.val_metrics = metrics.clone(prefix="val_")
-        self.test_metrics = metrics.clone(prefix="test_")
-
-    def forward(self, peptides: PackedSequence) -> Tensor:
-        """The logits (B,) of B packed peptides."""
-        _, (h_n, _) = self.encoder(peptides)
-        return self.head(torch.cat([h_n[-2], h_n[-1]], dim=1)).squeeze(1)
-
-    def training_step(self, batch: tuple[PackedSequence, Tensor]) -> Tensor:
-        """The loss of a batch."""
-        peptides, labels = batch
-        return nn.functional.binary_cross_entropy_with_logits(self(peptides), labels.float())
-
-    def validation_step(self, batch: tuple[PackedSequence, Tensor]) -> None:
-        """Count a batch in the validation metrics."""
-        self._measure(self.val_metrics, batch)
-
-    def test_step(self, batch: tuple[PackedSequence, Tensor]) -> None:
-        """Count a batch in the test metrics."""
-        self._measure(self.test_metrics, batch)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over every parameter, frozen ones too, so that they can be unfrozen later."""
-        groups = param_groups(self, self.lr, layer_decay=self.layer_decay, weight_decay=0.01)
-        return torch.optim.AdamW(groups)
-
-    def _measure(self, metrics: MetricCollection, batch: tuple[PackedSequence, Tensor]) -> None:
-        peptides, labels = batch
-        metrics.update(self(peptides).sigmoid(), labels)
-        self.log_dict(metrics, batch_size=len(labels))
+# ---- the ways to fine-tune: what trains when
 
 
-class Method(NamedTuple):
-    """One way to train: where the encoder starts, what trains when, and at which rates."""
-
-    title: str
-    color: str
-    line: str
-    pretrained: bool
-    schedule: Callable[[nn.Module], FreezeSchedule]
-    lr: float
-    layer_decay: float = 1.0
-
-
-def _everything(_: nn.Module) -> FreezeSchedule:
+def everything(_: nn.Module) -> FreezeSchedule:
+    """All from the first epoch on."""
     return FreezeSchedule({0: ["*"]})
 
 
-def _only_the_head(_: nn.Module) -> FreezeSchedule:
+def only_the_head(_: nn.Module) -> FreezeSchedule:
+    """The head; the encoder stays frozen."""
     return FreezeSchedule({0: ["head"]})
 
 
-def _gradual(module: nn.Module) -> FreezeSchedule:
-    return FreezeSchedule.gradual_unfreezing(module, every=EPOCHS_A_PHASE)
+def gradual(model: nn.Module) -> FreezeSchedule:
+    """The head, then a layer more every three epochs."""
+    return FreezeSchedule.gradual_unfreezing(model, every=3)
 
 
-# Each rate is the one of 0.003, 0.01, 0.02 and 0.03 with the best validation accuracy after the
-# last epoch, over the seeds 10 to 12. The colours are Okabe and Ito's; with the line styles they
-# differ for every kind of colour vision.
-METHODS = {
-    "scratch": Method("from scratch", "#E69F00", ":", False, _everything, lr=0.01),
-    "frozen": Method("frozen encoder", "#009E73", "-.", True, _only_the_head, lr=0.03),
-    "full": Method("full fine-tuning", "#56B4E9", "--", True, _everything, lr=0.03),
-    "gradual": Method(
-        "gradual unfreezing", "#D55E00", "-", True, _gradual, lr=0.01, layer_decay=1 / 2.6
-    ),
+def probe_then_tune(model: nn.Module) -> FreezeSchedule:
+    """The head for three epochs, then all (LP-FT)."""
+    return FreezeSchedule.linear_probing(model, every=3)
+
+
+def low_rank(model: nn.Module) -> FreezeSchedule:
+    """The head, and small updates beside the frozen weights of the encoder (LoRA)."""
+    add_lora(model, "encoder", rank=4)
+    return FreezeSchedule({0: ["head", "lora"]})
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "from scratch": {"schedule": everything, "lr": RATES, "pretrained": False},
+    "frozen encoder": {"schedule": only_the_head, "lr": Choice([0.01, 0.03])},
+    "full": {"schedule": everything, "lr": RATES},
+    "gradual": {"schedule": gradual, "lr": Choice([0.01, 0.03]), "layer_decay": 1 / 2.6},
+    "LP-FT": {"schedule": probe_then_tune, "lr": RATES},
+    "LoRA": {"schedule": low_rank, "lr": Choice([0.01, 0.03])},
 }
-PARTS = {"head": "head", "layer 1": "encoder[1]", "layer 0": "encoder[0]"}
+# Markers and lines differ as well as Okabe and Ito's colours: readable in print and for every kind
+# of colour vision.
+LOOKS = [
+    ("#000000", ":", "x"),
+    ("#009E73", "-.", "s"),
+    ("#56B4E9", "--", "o"),
+    ("#E69F00", (0, (1, 1)), "^"),
+    ("#D55E00", "-", "D"),
+    ("#0072B2", (0, (5, 1, 1, 1)), "v"),
+]
 
 
-@dataclass
-class Run:
-    """What one training showed, epoch by epoch, and its result on the test peptides."""
+class Data(NamedTuple):
+    """N peptides: padded residues (N, T, 20), lengths (N,), labels (N,) and families (N,).
 
-    val: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    test: dict[str, float] = field(default_factory=dict)
-    trainable: list[int] = field(default_factory=list)
-    parts: list[set[str]] = field(default_factory=list)
-    steps: int = 0
-    checked: int = 0
-    seconds: float = 0.0
+    `mean` says what the head reads: the mean over the residues, or the encoder's final states.
+    """
 
-
-class Recorder(pl.Callback):
-    """Writes into a `Run` what happens, and moves the progress bar on."""
-
-    def __init__(self, run: Run, check: FrozenWeightsCheck, advance: Callable[[], None]) -> None:
-        """Remember where to read and to write."""
-        self.run = run
-        self.check = check
-        self.advance = advance
-        self.checks_before = 0
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Record what trained in this epoch, and the validation metrics after it."""
-        self.run.trainable.append(sum(p.numel() for p in module.parameters() if p.requires_grad))
-        trains = {p for p in module.parameters() if p.requires_grad}
-        if len(trains) < len(list(module.parameters())):
-            self.run.checked += self.check.checks - self.checks_before
-        self.checks_before = self.check.checks
-        self.run.parts.append(
-            {name for name, path in PARTS.items() if trains & {*select(module, path).values()}}
-        )
-        for name in ("accuracy", "auroc"):
-            self.run.val[name].append(float(trainer.callback_metrics[f"val_{name}"]))
-        self.advance()
+    residues: Tensor
+    lengths: Tensor
+    labels: Tensor
+    families: Tensor
+    mean: bool
 
 
-def train(method: Method, seed: int, data: Split, epochs: int, advance: Callable[[], None]) -> Run:
-    """Train one model by one method, and test it once, after the last epoch."""
-    pl.seed_everything(seed, verbose=False)
-    module = PeptideClassifier(method.pretrained, method.lr, method.layer_decay)
-    run = Run()
-    check = FrozenWeightsCheck(every_n_steps=1)
-    trainer = pl.Trainer(
-        accelerator="cpu",  # the encoder is small: a GPU would be no faster
-        max_epochs=epochs,
-        callbacks=[FreezeScheduler(method.schedule), check, Recorder(run, check, advance)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
+class Classifier(nn.Module):
+    """A pretrained BiLSTM, and a linear head on the mean of its outputs or on its final states."""
+
+    def __init__(self, pretrained: bool, mean: bool) -> None:
+        """Take alphaPredict's encoder over, with its weights or fresh ones; the head is new."""
+        super().__init__()
+        self.mean = mean
+        self.encoder = BiLSTM.from_lstm(load_encoder("V6")[0])
+        if not pretrained:
+            self.encoder.reset_parameters()
+        self.head = nn.Linear(2 * self.encoder.hidden_size, 1)
+
+    def forward(self, residues: Tensor, lengths: Tensor) -> Tensor:
+        """The logits (B,) of B padded peptides."""
+        outputs, (h_n, _) = self.encoder(residues[:, : lengths.max()], lengths=lengths)
+        if not self.mean:
+            return self.head(torch.cat([h_n[-2], h_n[-1]], dim=1)).squeeze(1)
+        return self.head(outputs.sum(1) / lengths[:, None]).squeeze(1)
+
+
+class Study:
+    """The score function for `compare`, and the count of what it checked."""
+
+    def __init__(self, data: Data, epochs: int = EPOCHS) -> None:
+        """Remember the peptides."""
+        self.data = data
+        self.epochs = epochs
+        self.steps: Counter[str] = Counter()
+
+    def score(
+        self,
+        train: np.ndarray,
+        test: np.ndarray,
+        seed: int,
+        *,
+        schedule: Callable[[nn.Module], FreezeSchedule],
+        lr: float,
+        pretrained: bool = True,
+        layer_decay: float = 1.0,
+    ) -> float:
+        """Fine-tune on the peptides `train`; the share of `test` that is told right."""
+        torch.manual_seed(seed)
+        model = Classifier(pretrained, self.data.mean)
+        plan = schedule(model)
+        groups = param_groups(model, lr, layer_decay=layer_decay, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(groups)
+        with FrozenGuard(model).attach(optimizer) as guard:
+            for epoch in range(self.epochs):
+                plan.apply(model, epoch, optimizer)
+                before = guard.checks
+                self._train_epoch(model, optimizer, torch.from_numpy(train))
+                frozen = not all(p.requires_grad for p in model.parameters())
+                self.steps["all"] += guard.checks - before
+                self.steps["with something frozen"] += (guard.checks - before) * frozen
+        with torch.no_grad():
+            return self._right(model, torch.from_numpy(test))
+
+    def _train_epoch(self, model: nn.Module, optimizer: Any, train: Tensor) -> None:
+        residues, lengths, labels, *_ = self.data
+        for batch in train[torch.randperm(len(train))].split(BATCH_SIZE):
+            logits = model(residues[batch], lengths[batch])
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    def _right(self, model: nn.Module, test: Tensor) -> float:
+        residues, lengths, labels, *_ = self.data
+        said = model(residues[test], lengths[test]) > 0
+        return float((said == labels[test].bool()).float().mean())
+
+
+def load_data(task: str = "anticancer") -> Data:
+    """The peptides of a task, at most ten of a family."""
+    peptides = load_anticancer() if task == "anticancer" else load_peptides()
+    chosen = np.random.default_rng(0).permutation(len(peptides))[:MOST]
+    peptides = [peptides[index] for index in chosen]
+    family = families([peptide.sequence for peptide in peptides])
+    seen: Counter[int] = Counter()
+    kept = []
+    for index in range(len(peptides)):
+        seen[family[index]] += 1
+        if seen[family[index]] <= OF_A_FAMILY:
+            kept.append(index)
+    lengths = torch.tensor([len(peptides[index].sequence) for index in kept])
+    residues = torch.zeros(len(kept), int(lengths.max()), 20)
+    for row, index in enumerate(kept):
+        residues[row, : lengths[row]] = one_hot(peptides[index].sequence)
+    labels = torch.tensor([float(peptides[index].label) for index in kept])
+    of_family = torch.tensor([family[index] for index in kept])
+    return Data(residues, lengths, labels, of_family, mean=task == "anticancer")
+
+
+def few_labelled(data: Data, size: int, splits: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds of families, each tested on once; `size` of the other peptides are labelled."""
+    labels = data.labels.numpy()
+    folds = StratifiedGroupKFold(splits, shuffle=True, random_state=0)
+    pairs = []
+    for number, (others, test) in enumerate(folds.split(labels, labels, data.families)):
+        # The labelled ones of a smaller size are among those of a larger one.
+        order = np.random.default_rng(number).permutation(others)
+        ones = round(size * labels.mean())
+        ones_first = [order[labels[order] == 1][:ones], order[labels[order] == 0][: size - ones]]
+        pairs.append((np.concatenate(ones_first), test))
+    return pairs
+
+
+class Job(NamedTuple):
+    """One comparison: on so many labelled peptides."""
+
+    size: int
+    splits: int
+    methods: list[str]
+    epochs: int
+
+
+def compared(
+    job: Job, data: Data, progress: Callable[[int, int], None] | bool = False
+) -> tuple[Comparison, Counter[str]]:
+    """The comparison, and how many optimizer steps were checked."""
+    torch.set_num_threads(1)  # the encoder is too small for more to help
+    study = Study(data, job.epochs)
+    found = compare(
+        study.score,
+        {name: METHODS[name] for name in job.methods},
+        few_labelled(data, job.size, job.splits),
+        labels=data.labels.numpy(),
+        groups=data.families.numpy(),
+        inner=2,
+        progress=progress,
     )
-    batches = DataLoader(data.train, BATCH_SIZE, shuffle=True, collate_fn=collate)
-    began = time.perf_counter()
-    trainer.fit(module, batches, _in_batches(data.val))
-    run.seconds = time.perf_counter() - began
-    run.steps = trainer.global_step
-    results = trainer.test(module, _in_batches(data.test), verbose=False)[0]
-    run.test = {name.removeprefix("test_"): value for name, value in results.items()}
-    return run
+    return found, study.steps
 
 
-def report(runs: dict[str, list[Run]]) -> Table:
-    """The comparison as a table, a row for each method."""
-    count = len(next(iter(runs.values())))
-    over = "one seed" if count == 1 else f"mean ± standard deviation over {count} seeds"
+_done: Any = None  # a counter that all processes share
+
+
+def _share(counter: Any) -> None:
+    global _done
+    _done = counter
+
+
+def _in_a_worker(job: Job, data: Data) -> tuple[Comparison, Counter[str]]:
+    def count(done: int, total: int) -> None:
+        with _done.get_lock():
+            _done.value += 1
+
+    return compared(job, data, count)
+
+
+def run(jobs: Sequence[Job], data: Data, console: Console) -> dict[int, Any]:
+    """Size -> comparison and steps; two processes, each with one thread, share the jobs."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("trainings"), TimeElapsedColumn())
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("i", 0)
+    with (
+        Progress(*columns, console=console) as progress,
+        ProcessPoolExecutor(2, context, _share, (counter,)) as pool,
+    ):
+        task = progress.add_task("", total=sum(map(trainings, jobs)))
+        waiting: dict[int, Future[Any]] = {
+            job.size: pool.submit(_in_a_worker, job, data)
+            for job in sorted(jobs, reverse=True)  # the longest first
+        }
+        while wait(waiting.values(), timeout=0.2).not_done:
+            progress.update(task, completed=counter.value)
+        progress.update(task, completed=counter.value)
+    return {job.size: waiting[job.size].result() for job in jobs}
+
+
+def trainings(job: Job) -> int:
+    """How often a model is trained: two folds for each rate that is tried, and the whole."""
+    rates = [len(METHODS[name]["lr"].values) for name in job.methods]
+    return job.splits * sum(2 * n + 1 for n in rates)
+
+
+# ---- what it prints and draws
+
+
+def report(found: dict[int, Comparison], splits: int) -> Table:
+    """All comparisons as a table, a row for each method."""
     table = Table(
-        title=f"Test peptides, in percent: {over}",
+        title=f"Accuracy on peptides of other families, %: mean over {splits} splits, and below it "
+        "the difference to the best with its 95% interval",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,
-        caption="steps checked: every frozen weight compared bit for bit after the step",
+        caption="*: chosen, the cheapest within one standard error of the best; seconds a split, "
+        "with the choice of the rate",
     )
     table.add_column("method")
-    for title in ("accuracy", "AUROC", "trainable\nfrom epoch", "steps\nchecked", "seconds\na run"):
-        table.add_column(title, justify="right")
-    for key, results in runs.items():
-        first = results[0]
-        table.add_row(
-            METHODS[key].title,
-            _spread([100 * run.test["accuracy"] for run in results]),
-            _spread([100 * run.test["auroc"] for run in results]),
-            "\n".join(f"{epoch}: {count:>6,}" for epoch, count in _changes(first.trainable)),
-            f"{sum(run.checked for run in results)} of {sum(run.steps for run in results)}",
-            f"{statistics.mean(run.seconds for run in results):.1f}",
-        )
+    for size in found:
+        table.add_column(f"{size} labelled", justify="right")
+    table.add_column("seconds", justify="right")
+    for name in next(iter(found.values())).scores:
+        cells = [_cell(comparison, name) for comparison in found.values()]
+        seconds = " ".join(f"{comparison.table[name].seconds:.1f}" for comparison in found.values())
+        table.add_row(name, *cells, seconds)
     return table
 
 
-def draw(runs: dict[str, list[Run]], path: Path) -> None:
-    """Write the figure: what trained when, above the validation accuracy over the epochs."""
-    figure, (above, below) = plt.subplots(
-        2, 1, sharex=True, figsize=(8, 7), height_ratios=(3, 4), layout="constrained"
-    )
-    _draw_timeline(above, runs)
-    _draw_curves(below, runs)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+def _cell(comparison: Comparison, name: str) -> str:
+    row = comparison.table[name]
+    mark = "*" if comparison.choice == name else ""
+    mean = f"{100 * row.mean:.1f}{mark}"
+    if row.best:
+        return f"{mean}\nbest"
+    low, high = row.interval
+    return f"{mean}\n{100 * row.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def _draw_timeline(axes: Axes, runs: dict[str, list[Run]]) -> None:
-    ticks = []
-    for place, (key, results) in enumerate(runs.items()):
-        for row, part in enumerate(PARTS):
-            y = place * (len(PARTS) + 1) + row
-            ticks.append((y, part))
-            trains = [part in parts for parts in results[0].parts]
-            axes.broken_barh(
-                [(epoch, 1) for epoch in range(len(trains))],
-                (y - 0.42, 0.84),
-                facecolors=[METHODS[key].color if on else "#E4E4E4" for on in trains],
-                edgecolors="white",
-            )
-        label = METHODS[key].title.replace(" ", "\n")
-        axes.text(1.01, ticks[-2][0], label, transform=axes.get_yaxis_transform(), va="center")
-    axes.set_yticks(*zip(*ticks, strict=True), fontsize=8)
-    axes.invert_yaxis()
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_title("What trains (coloured) and what is frozen (grey)", loc="left")
-
-
-def _draw_curves(axes: Axes, runs: dict[str, list[Run]]) -> None:
-    for key, results in runs.items():
-        method = METHODS[key]
-        curves = torch.tensor([run.val["accuracy"] for run in results]) * 100
-        ends = range(1, curves.shape[1] + 1)
-        low, high = curves.amin(0), curves.amax(0)
-        axes.fill_between(ends, low, high, color=method.color, alpha=0.15, linewidth=0)
-        axes.plot(ends, curves.mean(0), method.line, color=method.color, lw=2, label=method.title)
-    axes.set_xlim(0, curves.shape[1])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epochs trained")
-    axes.set_ylabel("validation accuracy, %")
+def draw(found: dict[int, Comparison], path: Path) -> None:
+    """Write the figure: accuracy over labelled peptides, a line for each method."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    names = list(next(iter(found.values())).scores)
+    for number, (name, (color, line, marker)) in enumerate(zip(names, LOOKS, strict=False)):
+        # Beside each other, so that no interval hides another.
+        places = [size * 1.035 ** (number - (len(names) - 1) / 2) for size in found]
+        rows = [comparison.table[name] for comparison in found.values()]
+        means = [100 * row.mean for row in rows]
+        ends = [
+            [100 * (row.mean - row.mean_interval[0]) for row in rows],
+            [100 * (row.mean_interval[1] - row.mean) for row in rows],
+        ]
+        axes.errorbar(
+            *(places, means, ends),
+            color=color,
+            linestyle=line,
+            marker=marker,
+            markerfacecolor="white",
+            markersize=7,
+            linewidth=1.8,
+            elinewidth=1,
+            capsize=2,
+            label=name,
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(list(found), [str(size) for size in found])
+    axes.minorticks_off()
+    axes.set_xlabel("labelled peptides")
+    axes.set_ylabel("accuracy on peptides of other families, %")
+    axes.set_title("Means and their 95% intervals, corrected for overlapping splits", loc="left")
     axes.grid(axis="y", color="#E4E4E4")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=2, handlelength=3)
-    count = len(next(iter(runs.values())))
-    of = "one seed" if count == 1 else f"mean of {count} seeds, and their range"
-    axes.set_title(f"Validation accuracy: {of}", loc="left")
-
-
-def _in_batches(peptides: Sequence[Peptide]) -> DataLoader:
-    # By length: a batch takes as many time steps as its longest peptide.
-    ordered = sorted(peptides, key=lambda peptide: len(peptide.sequence))
-    chunks = [ordered[start : start + 550] for start in range(0, len(ordered), 550)]
-    return DataLoader([collate(chunk) for chunk in chunks], batch_size=None)
-
-
-def _changes(values: list[int]) -> list[tuple[int, int]]:
-    pairs = zip([None, *values], values, strict=False)
-    return [(epoch, new) for epoch, (old, new) in enumerate(pairs) if old != new]
-
-
-def _spread(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
-
-
-def _quieten_lightning() -> None:
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # The data set is in memory and the batches are small: workers would only add start-up time.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    # Lightning 2.6 uses what torch 2.13 deprecates.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    axes.legend(frameon=False, ncols=2, handlelength=4, loc="lower right")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -308,41 +375,59 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=_positive, default=3, help="seeds a method (default: 3)")
+    parser.add_argument(
+        "--task",
+        choices=("anticancer", "antimicrobial"),
+        default="anticancer",
+        help="what to tell (default: anticancer)",
+    )
+    parser.add_argument(
+        "--labelled",
+        nargs="+",
+        type=_positive,
+        default=list(SIZES),
+        help="numbers of labelled peptides (default: 25 50 100)",
+    )
+    parser.add_argument(
+        "--splits", type=_positive, default=SPLITS, help=f"paired splits (default: {SPLITS})"
+    )
     parser.add_argument(
         "--method", nargs="+", choices=METHODS, default=[*METHODS], help="methods (default: all)"
     )
     parser.add_argument(
-        "--epochs", type=_positive, default=EPOCHS, help=f"epochs a run (default: {EPOCHS})"
+        "--epochs", type=_positive, default=EPOCHS, help=f"epochs a training (default: {EPOCHS})"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("out"), help="folder for the figure (default: out)"
     )
     options = parser.parse_args(arguments)
-    _quieten_lightning()
-    torch.set_num_threads(1)  # the encoder is too small for more to help
-
+    if options.splits < 2:
+        parser.error("argument --splits: must be at least 2, got 1")
     console = Console()
-    data = split_peptides()
+    began = time.perf_counter()
+    data = load_data(options.task)
     console.print(
-        f"Peptides: {len(data.train)} to train on, {len(data.val):,} for validation, "
-        f"{len(data.test):,} for the test."
+        f"{len(data.labels)} peptides, of which {int(data.labels.sum())} are {options.task}, of "
+        f"{len(data.families.unique())} families (80% identity; at most {OF_A_FAMILY} of each)."
     )
-    runs: dict[str, list[Run]] = {}
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn())
-    with Progress(TextColumn("{task.description:<18}"), *columns, console=console) as progress:
-        task = progress.add_task("", total=len(options.method) * options.seeds * options.epochs)
-        for key in options.method:
-            progress.update(task, description=METHODS[key].title)
-            runs[key] = [
-                train(METHODS[key], seed, data, options.epochs, lambda: progress.advance(task))
-                for seed in range(options.seeds)
-            ]
+    jobs = [
+        Job(size, options.splits, options.method, options.epochs)
+        for size in sorted(set(options.labelled))
+    ]
+    results = run(jobs, data, console)
+    found = {size: comparison for size, (comparison, _) in results.items()}
+    steps = sum((counted for _, counted in results.values()), Counter())
     options.out.mkdir(parents=True, exist_ok=True)
     figure = options.out / "finetune_peptides.png"
-    draw(runs, figure)
-    console.print("", report(runs), "", sep="\n")
-    console.print(f"Figure: {figure}", soft_wrap=True)
+    draw(found, figure)
+    console.print("", report(found, options.splits), "", sep="\n")
+    for size, comparison in found.items():
+        console.print(f"{size} labelled: {escape(comparison.reason)}\n", highlight=False)
+    console.print(
+        f"Frozen weights: {steps['with something frozen']:,} of {steps['all']:,} optimizer steps "
+        "were taken with something frozen; after each, every frozen bit was as before."
+    )
+    console.print(f"Figure: {figure} ({time.perf_counter() - began:.0f} s)", soft_wrap=True)
 
 
 def _positive(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Real material for the examples: pretrained protein encoders and labelled antimicrobial peptides.
+"""Real material for the examples: pretrained protein encoders and labelled peptides.
 
 Both come from ordinary packages (the `examples` extra): `alphaPredict` carries BiLSTM encoders that
 predict AlphaFold's per-residue confidence from a protein's sequence, `modlamp` the peptides. Only
@@ -21,7 +21,7 @@ _CODE = {letter: index for index, letter in enumerate(AMINO_ACIDS)}
 
 
 class Peptide(NamedTuple):
-    """A peptide's sequence, and whether it is antimicrobial."""
+    """A peptide's sequence, and whether it is antimicrobial (or anticancer)."""
 
     sequence: str
     label: int
@@ -65,6 +65,43 @@ def load_peptides() -> list[Peptide]:
     for sequence, label in list(csv.reader(text.splitlines()))[1:]:
         labels.setdefault(sequence.strip(), set()).add(int(label))
     return [Peptide(sequence, *found) for sequence, found in labels.items() if len(found) == 1]
+
+
+def load_anticancer() -> list[Peptide]:
+    """The peptides of modlamp's ACP_CancPPD_vs_Random: anticancer (1) or a random sequence (0)."""
+    text = _data_file("modlamp", "ACP_CancPPD_vs_Random.csv").read_text()
+    rows = list(csv.reader(text.splitlines()))[1:]
+    return [Peptide(sequence, int(label)) for sequence, label in rows]
+
+
+def families(sequences: Sequence[str], identity: float = 0.8) -> list[int]:
+    """The number of the family of each sequence: near-duplicates, and theirs in turn, share one.
+
+    Two sequences are near-duplicates where at least this share of the longer one stays as it is
+    when letters are inserted, left out and replaced to make the other.
+    """
+    family = list(range(len(sequences)))
+    letters = torch.stack([one_hot(sequence).sum(0) for sequence in sequences])
+    for i, one in enumerate(sequences):
+        # So many edits at least, since each changes the counts of letters by at most one each way.
+        change = letters - letters[i]
+        fewest = torch.maximum(change.clamp(min=0).sum(1), -change.clamp(max=0).sum(1)).tolist()
+        for j in range(i):
+            most = (1 - identity) * max(len(one), len(sequences[j])) + 1e-9
+            if family[i] != family[j] and fewest[j] <= most and _edits(one, sequences[j]) <= most:
+                joined = {family[i], family[j]}
+                family = [min(joined) if f in joined else f for f in family]
+    return family
+
+
+def _edits(one: str, other: str) -> int:
+    """The edit distance of two sequences."""
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(other, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]
 
 
 def split_peptides(train: int = 100, val: int = 1100) -> Split:

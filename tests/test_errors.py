@@ -16,12 +16,14 @@ import lstm_freeze
 import lstm_freeze.callbacks
 from lstm_freeze import (
     BiLSTM,
+    Choice,
     FreezeSchedule,
     FrozenGuard,
     Phase,
     PrefixCache,
     add_lora,
     anchor,
+    compare,
     fingerprints,
     freeze,
     freeze_up_to,
@@ -312,7 +314,16 @@ CHOOSING = [
     for a, k, kind, said in CHOICES
     for call in (select, freeze, unfreeze)
 ]
-TABLE = [*BILSTM, *CHOOSING, *FREEZING, *GROUPS, *BETWEEN, *SCHEDULES, *CALLBACKS]
+# The other rows of compare are in test_comparing.py.
+# fmt: off
+COMPARING = [
+    (lambda m, o: compare(m, {"a": {"lr": 1}}, 5), ValueError, "splits=5 makes stratified folds and needs `labels=`"),
+    (lambda m, o: compare(print, {"a": {"model": m}}, "5"), TypeError, "methods['a'] does not fit score("),
+    (lambda m, o: compare(lambda train, test, seed, model: 0, {"a": {"model": m}}, "5"), TypeError, "`splits` must be pairs (train, test) of index arrays, or a number of folds, got '5'"),
+    (lambda m, o: Choice("abc"), TypeError, "Choice takes a list of values, got 'abc'"),
+]
+# fmt: on
+TABLE = [*BILSTM, *CHOOSING, *FREEZING, *GROUPS, *BETWEEN, *SCHEDULES, *CALLBACKS, *COMPARING]
 
 
 def in_training():
@@ -392,7 +403,7 @@ def test_every_public_call_is_in_the_table(door):
         "Recipe",
         "Selection",
     }
-    results |= {"Status"}
+    results |= {"Comparison", "Status"}
     here = {
         name
         for call, _, _ in TABLE

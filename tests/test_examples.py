@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import finetune_peptides
+import numpy as np
 import peptides
 import plain_loop
 import pytest
@@ -15,6 +16,8 @@ from lstm_freeze import BiLSTM
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ENCODER, HEAD = 58_880, 81
 UPPER = 39_040
+# Of rank 4, for each of two directions: (160, 20) and (160, 40), (160, 80) and (160, 40).
+FACTORS = 4 * 2 * ((160 + 20) + (160 + 40) + (160 + 80) + (160 + 40))
 
 # From alphaPredict's README: the confidence of the first residues of this sequence.
 SEQUENCE = "DSSPEAPAEPPKDVPHDWLYSYVFLTHHPADFLR"
@@ -92,67 +95,119 @@ def run_as_a_user(example, *arguments):
 # ---- the demo
 
 
-@pytest.fixture
-def little_data(monkeypatch):
-    """Few peptides, and a layer unfrozen after each epoch: the demo in a second."""
-    whole = peptides.split_peptides()
-    little = peptides.Split(whole.train[:32], whole.val[:50], whole.test[:50])
-    monkeypatch.setattr(finetune_peptides, "split_peptides", lambda: little)
-    monkeypatch.setattr(finetune_peptides, "EPOCHS_A_PHASE", 1)
-    return little
+@pytest.fixture(scope="module")
+def anticancer():
+    return finetune_peptides.load_data()
 
 
-EVERYTHING = [ENCODER + HEAD] * 4
+def test_families_are_near_duplicates_and_theirs_in_turn():
+    one, two, three = "ACDEFGHIKL", "ACDEFGHIKV", "ACDEFGHRKV"
+    far, longer, reordered = "WYWYWYWYWY", "ACDEFGHIKLAAA", "LKIHGFEDCA"
+    sequences = [one, far, reordered, two, three, longer]
+    assert peptides.families(sequences, 0.9) == [0, 1, 2, 0, 0, 5]
+    assert peptides.families(sequences, 0.7) == [0, 1, 2, 0, 0, 0]
+    assert peptides.families(sequences, 0.95) == [0, 1, 2, 3, 4, 5]
+    assert peptides.families([three, one], 0.8) == [0, 0]
+    assert peptides.families([three, one], 0.81) == [0, 1]
+
+
+def test_the_demo_takes_at_most_ten_peptides_of_a_family(anticancer):
+    counts = anticancer.families.unique(return_counts=True)[1]
+    assert counts.max() == finetune_peptides.OF_A_FAMILY
+    assert len(anticancer.labels) == 712
+    assert int(anticancer.labels.sum()) == 299
+    assert anticancer.mean
+
+
+def test_labelled_peptides_grow_and_share_no_family_with_the_test(anticancer):
+    splits = [finetune_peptides.few_labelled(anticancer, size, 8) for size in (25, 50, 100)]
+    tested = []
+    for pairs in zip(*splits, strict=True):
+        few, more, most = (set(train.tolist()) for train, _ in pairs)
+        assert few < more < most
+        assert [len(part) for part in (few, more, most)] == [25, 50, 100]
+        for train, test in pairs:
+            of_train = set(anticancer.families[train].tolist())
+            assert not of_train & set(anticancer.families[test].tolist())
+        tested += pairs[0][1].tolist()
+    assert sorted(tested) == list(range(712))
+
+
+# Of 20 steps, those in which something is frozen, and how many numbers train at the end.
 WHEN = {
-    "scratch": (EVERYTHING, 0),
-    "frozen": ([HEAD] * 4, 8),
-    "full": (EVERYTHING, 0),
-    "gradual": ([HEAD, UPPER + HEAD, *EVERYTHING[:2]], 4),
+    "from scratch": (0, ENCODER + HEAD),
+    "frozen encoder": (20, HEAD),
+    "full": (0, ENCODER + HEAD),
+    "gradual": (12, ENCODER + HEAD),
+    "LP-FT": (6, ENCODER + HEAD),
+    "LoRA": (20, FACTORS + HEAD),
 }
 
 
-@pytest.mark.parametrize("key", WHEN)
-def test_method_trains_what_it_says_and_checks_the_rest(key, little_data):
-    trainable, checked = WHEN[key]
-    run = finetune_peptides.train(
-        finetune_peptides.METHODS[key], seed=0, data=little_data, epochs=4, advance=lambda: None
+def test_every_method_of_the_demo_is_tested():
+    assert set(WHEN) == set(finetune_peptides.METHODS)
+    assert len(finetune_peptides.LOOKS) >= len(finetune_peptides.METHODS)
+    assert len({look[1:] for look in finetune_peptides.LOOKS}) == len(finetune_peptides.LOOKS)
+
+
+@pytest.mark.parametrize("name", WHEN)
+def test_method_trains_what_it_says_and_checks_the_rest(name, anticancer, monkeypatch):
+    made = []
+    plain = finetune_peptides.Classifier
+    monkeypatch.setattr(
+        finetune_peptides, "Classifier", lambda *args: made.append(plain(*args)) or made[-1]
     )
-    assert run.trainable == trainable
-    assert (run.checked, run.steps) == (checked, 8)
-    assert set(run.test) == {"accuracy", "auroc"}
-    assert all(len(curve) == 4 for curve in run.val.values())
-
-
-def test_gradual_unfreezing_goes_from_the_head_down(little_data):
-    method = finetune_peptides.METHODS["gradual"]
-    run = finetune_peptides.train(method, 0, little_data, epochs=3, advance=lambda: None)
-    assert run.parts == [{"head"}, {"head", "layer 1"}, {"head", "layer 1", "layer 0"}]
+    study = finetune_peptides.Study(anticancer)
+    settings = {**finetune_peptides.METHODS[name], "lr": 0.01}
+    accuracy = study.score(np.arange(32), np.arange(32, 60), 0, **settings)
+    frozen, trainable = WHEN[name]
+    (model,) = made
+    assert study.steps == {"all": 20, "with something frozen": frozen}
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
+    assert 0 <= accuracy <= 1
+    pretrained = peptides.load_encoder("V6")[0].state_dict()
+    moved = {
+        n
+        for n, p in model.encoder.state_dict().items()
+        if n in pretrained and not torch.equal(pretrained[n], p)
+    }
+    assert moved == (set() if name in ("frozen encoder", "LoRA") else set(pretrained))
 
 
 def test_only_from_scratch_starts_without_the_pretrained_weights():
     pretrained = peptides.load_encoder("V6")[0].state_dict()
-    for key, method in finetune_peptides.METHODS.items():
-        module = finetune_peptides.PeptideClassifier(method.pretrained, 0.01, 1.0)
-        assert type(module.encoder) is BiLSTM
-        same = [torch.equal(pretrained[n], p) for n, p in module.encoder.state_dict().items()]
-        assert any(same) == all(same) == (key != "scratch")
+    for name, settings in finetune_peptides.METHODS.items():
+        model = finetune_peptides.Classifier(settings.get("pretrained", True), mean=True)
+        assert type(model.encoder) is BiLSTM
+        same = [torch.equal(pretrained[n], p) for n, p in model.encoder.state_dict().items()]
+        assert any(same) == all(same) == (name != "from scratch")
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])
-def test_demo_prints_its_table_and_draws_its_figure(
-    columns, little_data, tmp_path, capsys, monkeypatch
+def test_demo_prints_its_tables_and_draws_its_figure(
+    columns, anticancer, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("COLUMNS", columns)
-    out = tmp_path / "new" / "folder"
-    finetune_peptides.main(
-        ["--seeds", "2", "--method", "frozen", "gradual", "--epochs", "2", "--out", str(out)]
+    monkeypatch.setattr(finetune_peptides, "load_data", lambda task: anticancer)
+    monkeypatch.setattr(
+        finetune_peptides,
+        "run",
+        lambda jobs, data, console: {
+            job.size: finetune_peptides.compared(job, data) for job in jobs
+        },
     )
+    out = tmp_path / "new" / "folder"
+    options = ["--labelled", "16", "24", "--splits", "2", "--epochs", "1", "--out", str(out)]
+    finetune_peptides.main([*options, "--method", "frozen encoder", "full"])
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert max(map(len, lines)) <= int(columns) or str(out) in max(lines, key=len)
-    assert "mean ± standard deviation over 2 seeds" in printed
-    (frozen,) = [line for line in lines if line.strip().startswith("frozen encoder")]
-    assert "8 of 8" in frozen
+    flat = " ".join(printed.split())
+    assert "712 peptides, of which 299 are anticancer, of 556 families" in flat
+    # A step each, but two where 24 peptides are trained on; half of them with a frozen encoder.
+    assert "Frozen weights: 22 of 44 optimizer steps" in flat
+    assert flat.count("no difference can be told over 2 splits") == 2
+    assert "16 labelled" in flat
     figure = out / "finetune_peptides.png"
     assert f"Figure: {figure}" in printed
     assert figure.read_bytes().startswith(b"\x89PNG")
@@ -161,9 +216,11 @@ def test_demo_prints_its_table_and_draws_its_figure(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "0"], "--seeds: must be at least 1, got 0"),
+        (["--splits", "0"], "--splits: must be at least 1, got 0"),
+        (["--splits", "1"], "--splits: must be at least 2, got 1"),
         (["--epochs", "many"], "--epochs: invalid"),
         (["--method", "best"], "invalid choice: 'best'"),
+        (["--task", "other"], "invalid choice: 'other'"),
     ],
 )
 def test_demo_refuses_wrong_options(arguments, message, capsys):
@@ -176,21 +233,26 @@ def test_demo_explains_its_options(capsys):
     with pytest.raises(SystemExit, match="0"):
         finetune_peptides.main(["--help"])
     printed = capsys.readouterr().out
-    assert all(option in printed for option in ("--seeds", "--method", "--epochs", "--out"))
+    for option in ("--task", "--labelled", "--splits", "--method", "--epochs", "--out"):
+        assert option in printed
 
 
 @pytest.mark.slow
 def test_whole_demo_as_a_user_runs_it(tmp_path):
-    printed = run_as_a_user("finetune_peptides.py", "--out", str(tmp_path))
-    assert all(line in printed for line in ("from scratch", "0 of 252", "252 of 252", "126 of 252"))
+    options = ["--splits", "3", "--labelled", "25", "50", "--out", str(tmp_path)]
+    printed = run_as_a_user("finetune_peptides.py", *options)
+    assert all(name in printed for name in WHEN)
+    assert "optimizer steps were taken with something frozen" in " ".join(printed.split())
     assert (tmp_path / "finetune_peptides.png").stat().st_size > 20_000
 
 
 # ---- the plain loop
 
 
-def test_plain_loop_unfreezes_layer_by_layer_and_checks_each_step(little_data, capsys, monkeypatch):
-    monkeypatch.setattr(plain_loop, "split_peptides", lambda: little_data)
+def test_plain_loop_unfreezes_layer_by_layer_and_checks_each_step(capsys, monkeypatch):
+    whole = peptides.split_peptides()
+    little = peptides.Split(whole.train[:32], whole.val[:50], whole.test[:50])
+    monkeypatch.setattr(plain_loop, "split_peptides", lambda: little)
     plain_loop.main()
     epochs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     trainable = [HEAD, HEAD, UPPER + HEAD, UPPER + HEAD, ENCODER + HEAD, ENCODER + HEAD]

@@ -66,6 +66,7 @@ def compare(
         ValueError: Splits, labels and groups do not fit; or the folder holds another comparison.
 
     Examples:
+        >>> from lstm_freeze import Choice, compare
         >>> def score(train, test, seed, strength):
         ...     return strength + 0.01 * (len(test) + seed % 3)
         >>> methods = {"weak": {"strength": 0.1}, "strong": {"strength": Choice([0.2, 0.3])}}
