@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import statistics
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -101,9 +102,11 @@ class Table:
 
     @property
     def decimals(self) -> int:
-        """How many decimals show the scores: two digits of the largest standard deviation."""
-        spread = max([row.spread for row in self.rows if row.spread > 0], default=0.0)
-        return min(8, max(0, 1 - math.floor(math.log10(spread)))) if spread else 4
+        """How many decimals show the scores: two digits of the typical standard deviation."""
+        spreads = [row.spread for row in self.rows if row.spread > 0]
+        if not spreads:
+            return 4
+        return min(8, max(0, 1 - math.floor(math.log10(statistics.median(spreads)))))
 
     @property
     def _footnotes(self) -> list[str]:
