@@ -1,5 +1,6 @@
 """Every Python block of the guides runs and prints what the page shows, and the site builds."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -8,6 +9,10 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import torch
+from torch import nn
+
+import lstm_freeze
 
 matplotlib.use("Agg")
 
@@ -48,6 +53,37 @@ def test_the_runner_sees_a_broken_block(tmp_path):
     with pytest.raises(ZeroDivisionError) as caught:
         exec(compile(code, str(page), "exec"), {})
     assert caught.traceback[-1].lineno + 1 == 6
+
+
+def one_liners(text):
+    """The second column of the table of one-liners: one call each."""
+    table = text.partition("| you want | one line |")[2].partition("\n\n")[0]
+    return re.findall(r"^\|[^|]+\| `([^|]+)` \|", table, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", one_liners((ROOT / "docs" / "index.md").read_text()))
+def test_the_one_liners_run(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = nn.ModuleDict({"encoder": lstm_freeze.BiLSTM(3, 4), "head": nn.Linear(8, 2)})
+    given = {name: getattr(lstm_freeze, name) for name in lstm_freeze.__all__} | {
+        "model": model,
+        "encoder": model["encoder"],
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "x": torch.randn(5, 2, 3),
+        "lengths": [5, 3],
+        "groups": ["encoder", "head"],
+        "start": copy.deepcopy(model.state_dict()),
+        "base": lstm_freeze.fingerprints(model),
+        "labels": [0, 1] * 5,
+        "methods": {"one": {"value": 1.0}, "other": {"value": 2.0}},
+        "score": lambda train, test, seed, value: value + seed,
+    }
+    exec(compile(line, "index.md", "exec"), given)
+
+
+def test_the_one_liners_are_found():
+    text = (ROOT / "docs" / "index.md").read_text()
+    assert len(one_liners(text)) == text.partition("## The guides")[0].count("\n| ") - 1 > 9
 
 
 def test_every_page_is_in_the_navigation():
