@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lstm_freeze import FrozenGuard
 from lstm_freeze._checks import as_integer, as_one_of
 
-from ._both import Callback, without_fit
+from ._callback import Callback, without_fit
 from ._fit_guard import FitGuard
 
 if TYPE_CHECKING:

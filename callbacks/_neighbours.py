@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from lstm_freeze._schedule import ResolvedSchedule
 from lstm_freeze._torch_internals import is_compiled, recompile_limit
+from lstm_freeze._warn import warn
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
@@ -25,19 +25,17 @@ def warn_of_early_ones(trainer: Trainer, scheduler: Callback) -> None:
     """Warn of callbacks that act before the first phase has begun."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if named(trainer, "LearningRateFinder"):
-        warnings.warn(
+        warn(
             "the learning rate finder runs before the schedule begins, so it trains everything "
             "that some phase trains; to find the rate of one phase, run it in a Trainer without "
             f"{type(scheduler).__name__}, after schedule.apply(module, epoch)",
-            stacklevel=2,
         )
     for summary in named(trainer, "ModelSummary"):
         if callbacks.index(summary) < callbacks.index(scheduler):
-            warnings.warn(
+            warn(
                 f"{type(summary).__name__} stands before {type(scheduler).__name__} in the "
                 "Trainer's callbacks, so it shows as trainable all that some phase trains; list "
                 "it after, and it shows the first phase",
-                stacklevel=2,
             )
 
 
@@ -64,11 +62,10 @@ def warn_if_stopped(trainer: Trainer, index: int, phases: int) -> None:
     stoppers = named(trainer, "EarlyStopping")
     if not (stoppers and trainer.should_stop and index + 1 < phases):
         return
-    warnings.warn(
+    warn(
         f"EarlyStopping ended the run in phase {index} of {phases} (counted from 0), so what only "
         "later phases train was never trained; give it more patience than a phase lasts, or let "
         "advance=Plateau(...) begin the next phase with less patience than EarlyStopping has",
-        stacklevel=2,
     )
 
 
@@ -80,10 +77,9 @@ def warn_of_compilations(trainer: Trainer, module: nn.Module, resolved: Resolved
     states = {frozenset(phase.ids) for phase in resolved.phases}
     needed = len(states) * (2 if trainer.enable_validation else 1)
     if needed > limit:
-        warnings.warn(
+        warn(
             f"the schedule needs about {needed} compiled variants of the module, one for each "
             "phase in training and one in validation, and torch.compile gives up after "
             f"{limit}: it goes on uncompiled, or fails with fullgraph=True; set "
             f"torch._dynamo.config.recompile_limit = {needed} before the fit",
-            stacklevel=2,
         )

@@ -19,7 +19,7 @@ from lstm_freeze._saving import (
     without_note,
 )
 
-from ._both import Callback, without_fit
+from ._callback import Callback, without_fit
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -15,7 +15,8 @@ from lstm_freeze._optimizers import drop_state
 from lstm_freeze._schedule import ResolvedSchedule, raise_all
 
 from ._advance import Plateau, PlateauState, monitored, validate, validation_follows
-from ._both import Callback, stage_is_fit, without_fit
+from ._best_state import copy_state, write_back
+from ._callback import Callback, stage_is_fit, without_fit
 from ._ddp import send_trainable_only
 from ._fit_guard import FitGuard
 from ._given import Given, as_schedule, schedule_for
@@ -28,7 +29,6 @@ from ._neighbours import (
     warn_of_early_ones,
 )
 from ._refusals import advance_mistakes, ddp_mistakes, differences, refuse_sharding, refuse_uneven
-from ._weights import load_weights, snapshot
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -260,7 +260,7 @@ class FreezeScheduler(Callback):
         )
         self._plateau = self._plateau.after(value, improved, trainer.global_step)
         if improved and self.advance.restore_best:
-            self._best = snapshot(pl_module, self._fitted.inside.values())
+            self._best = copy_state(pl_module, self._fitted.inside.values())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare what is frozen, with `check="epoch"`, and log what prefix caches have done."""
@@ -321,7 +321,7 @@ class FreezeScheduler(Callback):
             align_buffers(trainer.model)
         self._index = index
         self._fitted.enter(index, trainer.optimizers, show_warm_up=False)
-        self._fitted.prefixes.enter(index)
+        self._fitted.prefixes.keep_ahead(index)
         self._logged = False
 
     def _decide(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -342,7 +342,7 @@ class FreezeScheduler(Callback):
 
     def _next_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._best:
-            load_weights(pl_module, self._best)
+            write_back(pl_module, self._best)
         drop_state(trainer.optimizers, self._fitted.inside.values())
         self._plateau, self._best = self._plateau.next(trainer.current_epoch), {}
 
@@ -351,5 +351,5 @@ class FreezeScheduler(Callback):
 
     def _detach(self) -> None:
         if self.resolved is not None:
-            self.resolved.prefixes.leave()
+            self.resolved.prefixes.take_back()
         self._guard = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lstm_freeze import Anchor, anchor
 from lstm_freeze._checks import as_number
 
-from ._both import Callback, without_fit
+from ._callback import Callback, without_fit
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from lstm_freeze import param_groups
 from lstm_freeze._checks import as_integer
 
-from ._both import Callback, without_fit
+from ._callback import Callback, without_fit
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -79,7 +79,7 @@ class WeightDrift(Callback):
         self.start: dict[str, Tensor] = {}
         self._module: weakref.ref[nn.Module] | None = None
         self._drift: Drift | None = None
-        self._groups: dict[str, dict[str, nn.Parameter]] = {}
+        self._parts: dict[str, dict[str, nn.Parameter]] = {}
         self._last_step = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class WeightDrift(Callback):
             if not goes_on:
                 self.start = {}
             self._module = weakref.ref(pl_module)
-            self._groups = {}
+            self._parts = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The weights at the beginning."""
@@ -115,7 +115,7 @@ class WeightDrift(Callback):
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         """Remember the weights of lazy modules, which their first batch has just made."""
-        if not self._groups:
+        if not self._parts:
             self._remember(pl_module)
 
     def on_train_batch_end(
@@ -124,15 +124,15 @@ class WeightDrift(Callback):
         """Log after every n-th step."""
         step, before = trainer.global_step, self._last_step
         self._last_step = step
-        if self._groups and step // self.every_n_steps > before // self.every_n_steps:
+        if self._parts and step // self.every_n_steps > before // self.every_n_steps:
             for name, value in self.measure().items():
                 pl_module.log(f"weight_drift/{name}", value, on_step=True, on_epoch=False)
 
     def _remember(self, pl_module: nn.Module) -> None:
         if any(is_lazy(p) for p in pl_module.parameters()):
             return
-        self._groups = groups_of(pl_module)
-        weights = {n: p for group in self._groups.values() for n, p in group.items()}
+        self._parts = weights_by_part(pl_module)
+        weights = {n: p for group in self._parts.values() for n, p in group.items()}
         if not self.start:
             self.start = {n: p.detach().clone() for n, p in weights.items()}
         if other := differing(self.start, weights):
@@ -141,21 +141,21 @@ class WeightDrift(Callback):
                 "model it was made with, or without WeightDrift"
             )
         self.start = {n: _laid_out_as(weights[n], w) for n, w in self.start.items()}
-        self._drift = Drift(len(self._groups)).to(next(iter(weights.values())).device)
+        self._drift = Drift(len(self._parts)).to(next(iter(weights.values())).device)
 
     def measure(self) -> dict[str, float]:
         """The present distance of each group."""
         assert self._drift is not None
-        groups = list(self._groups.values())
+        groups = list(self._parts.values())
         self._drift.reset()
         self._drift.update(
             [[p.detach() for p in group.values()] for group in groups],
             [[self.start[name] for name in group] for group in groups],
         )
-        return dict(zip(self._groups, self._drift.compute().tolist(), strict=True))
+        return dict(zip(self._parts, self._drift.compute().tolist(), strict=True))
 
 
-def groups_of(module: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+def weights_by_part(module: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     """Group name -> parameter name -> parameter: per RNN layer and direction, and other part."""
     names = {id(p): name for name, p in module.named_parameters()}
     groups = param_groups(module, lr=1.0)

@@ -1,4 +1,4 @@
-"""The user's own line that led here, whatever lies between: what warnings blame."""
+"""Warnings that blame the line of the user's own code, however many calls lie between."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ _PASSED_OVER = frozenset(
     (
         *("lstm_freeze", "torch", "lightning", "lightning_fabric", "pytorch_lightning"),
         *("contextlib", "typing_extensions", "warnings"),  # whose decorators wrap functions
+        "importlib",  # whose frames stand between an import statement and the imported file
     )
 )
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn, and blame the innermost line that lies in none of the packages above."""
+    """Warn, and blame the innermost line of code that belongs to none of `_PASSED_OVER`."""
     frame = _users_frame(sys._getframe(1))
     warnings.warn_explicit(
         message,
@@ -29,7 +30,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def users_line() -> str:
-    """The file and line of the user's code that called."""
+    """The file and line of the user's code that led to this call, as `file:line`."""
     frame = _users_frame(sys._getframe(1))
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 

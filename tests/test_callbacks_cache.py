@@ -301,12 +301,12 @@ def test_two_rnns_have_levels_of_their_own_and_a_shared_cache_those_of_both():
     model["a"].prefix_cache = model["b"].prefix_cache = shared = PrefixCache()
     resolved = FreezeSchedule({0: "head", 1: ["head", "a[2]", "b[1:]"]}).resolve(model)
     assert list(resolved.prefixes.caches) == ["a"]
-    resolved.prefixes.enter(0)
+    resolved.prefixes.keep_ahead(0)
     assert shared.keep_levels == (1, 2)
     model["b"].prefix_cache = PrefixCache()
-    resolved.prefixes.enter(0)
+    resolved.prefixes.keep_ahead(0)
     assert (shared.keep_levels, model["b"].prefix_cache.keep_levels) == ((2,), (1,))
-    resolved.prefixes.enter(1)
+    resolved.prefixes.keep_ahead(1)
     assert (shared.keep_levels, model["b"].prefix_cache.keep_levels) == ((), ())
 
 
@@ -315,10 +315,10 @@ def test_what_is_outside_the_scope_counts_as_the_user_has_set_it():
     model["encoder"].prefix_cache = cache = PrefixCache()
     schedule = FreezeSchedule({0: "head", 1: ["head", "encoder[2]"]}, scope=["head", "encoder[2]"])
     resolved = schedule.resolve(model)
-    resolved.prefixes.enter(0)
+    resolved.prefixes.keep_ahead(0)
     assert cache.keep_levels == ()  # layers below train
     model["encoder"].requires_grad_(False)
-    resolved.prefixes.enter(0)
+    resolved.prefixes.keep_ahead(0)
     assert cache.keep_levels == (2,)
 
 
@@ -326,11 +326,11 @@ def test_levels_set_by_hand_during_a_fit_stay():
     model = nn.ModuleDict({"encoder": BiLSTM(2, 2, 3), "head": nn.Linear(4, 2)})
     model["encoder"].prefix_cache = cache = PrefixCache()
     resolved = FreezeSchedule(GRADUAL).resolve(model)
-    resolved.prefixes.enter(0)
+    resolved.prefixes.keep_ahead(0)
     cache.keep_levels = (*cache.keep_levels, 3)
-    resolved.prefixes.enter(1)
+    resolved.prefixes.keep_ahead(1)
     assert cache.keep_levels == (1, 3)
-    resolved.prefixes.leave()
+    resolved.prefixes.take_back()
     assert cache.keep_levels == (3,)
 
 

@@ -534,7 +534,7 @@ def test_a_phase_is_entered_once_at_a_fits_start(resumed, monkeypatch, tmp_path)
     entered, computed = [], []
     for kind, name, calls in (
         (ResolvedSchedule, "enter", entered),
-        (PrefixLevels, "enter", computed),
+        (PrefixLevels, "keep_ahead", computed),
     ):
         inner = getattr(kind, name)
 

@@ -15,7 +15,7 @@ from _scores import LABELS, Recording, planted, quietly
 from sklearn.model_selection import KFold
 
 from lstm_freeze import Choice
-from lstm_freeze._comparing.finished import Call, Finished, Outcome
+from lstm_freeze._comparing.finished import Finished, Outcome, ScoreCall
 from lstm_freeze._comparing.identity import described
 
 METHODS = {"a": {"mean": 0.8}, "b": {"mean": Choice([0.85, 0.7])}}
@@ -171,10 +171,10 @@ def test_scores_keep_every_bit(tmp_path):
     values = [0.1 + 0.2, 1e-320, -0.0, float("inf"), 123456789.123456789]
     finished = Finished(tmp_path, {"methods": {"a": ""}, "splits": []})
     for number, value in enumerate(values):
-        finished.add(Call("a", number), Outcome(value, 0.1 * number))
+        finished.add(ScoreCall("a", number), Outcome(value, 0.1 * number))
     again = Finished(tmp_path, {"methods": {"a": ""}, "splits": []})
     for number, value in enumerate(values):
-        kept = again.get(Call("a", number))
+        kept = again.get(ScoreCall("a", number))
         assert repr(kept.score) == repr(value)
         assert kept.seconds == 0.1 * number
 

@@ -15,14 +15,14 @@ from lstm_freeze._hashing import (
     bits_of,
     column_hashes,
     difference,
-    fingerprints,
     has_bits,
     row_hashes,
     same_bits,
+    tensor_hashes,
     tensor_of,
     word_sums,
 )
-from lstm_freeze._hashing.fingerprints import ROW, _weights, little_endian
+from lstm_freeze._hashing.tensor_hashes import ROW, _multipliers, little_endian
 
 DTYPES = [
     torch.bool,
@@ -47,7 +47,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def same_fingerprint(a: Tensor, b: Tensor) -> bool:
-    return fingerprints([a])[0] == fingerprints([b])[0]
+    return tensor_hashes([a])[0] == tensor_hashes([b])[0]
 
 
 NEEDS_EXTENSION = pytest.mark.skipif(
@@ -157,13 +157,13 @@ def test_no_two_of_many_small_changes_have_one_fingerprint():
         other = base.clone()
         other[i], other[j] = -0.0, -0.0
         changed.append(other)
-    assert len(set(fingerprints(changed))) == len(changed)
+    assert len(set(tensor_hashes(changed))) == len(changed)
 
 
 def test_weights_of_a_fingerprint_leave_no_sign_pair_that_cancels():
     # Two flipped signs cancel if the weights of their places agree modulo 2**33, up to sign.
     for level in range(3):
-        low, high = (w.tolist() for w in _weights(level, torch.device("cpu")))
+        low, high = (w.tolist() for w in _multipliers(level, torch.device("cpu")))
         odd = [(w << 32) + v for w, v in zip(low, high, strict=True)]
         seen = [sign * w % 2**33 for w in (*low, *odd) for sign in (1, -1)]
         assert len(set(seen)) == len(seen)
@@ -171,8 +171,8 @@ def test_weights_of_a_fingerprint_leave_no_sign_pair_that_cancels():
 
 def test_a_fingerprint_fits_into_8_bytes_and_does_not_depend_on_company():
     several = [random_bits(n, torch.float32, seed=n) for n in (1, 2, 100, 3 * ROW, 100 * ROW)]
-    together = fingerprints(several)
-    assert together == [fingerprints([tensor])[0] for tensor in several]
+    together = tensor_hashes(several)
+    assert together == [tensor_hashes([tensor])[0] for tensor in several]
     assert all(0 <= value < 2**64 for value in together)
     assert len(set(together)) == len(together)
 
@@ -235,7 +235,7 @@ def test_lazy_and_meta_tensors_have_no_bits():
 def test_a_fingerprint_is_the_same_on_every_device():
     for dtype, count in itertools.product(DTYPES, [0, 1, 17, 3 * ROW + 5, 70 * ROW]):
         tensor = random_bits(count, dtype)
-        assert fingerprints([tensor.cuda()]) == fingerprints([tensor])
+        assert tensor_hashes([tensor.cuda()]) == tensor_hashes([tensor])
         assert same(tensor.cuda(), tensor.cuda())
         if count:
             other = tensor.clone()
@@ -275,19 +275,19 @@ def test_native_and_torch_fingerprints_are_the_same(threads, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        native = fingerprints(several)
+        native = tensor_hashes(several)
     finally:
         torch.set_num_threads(before)
     monkeypatch.setattr(word_sums, "_extension", None)
-    assert native == fingerprints(several)
-    assert native == [fingerprints([tensor])[0] for tensor in several]
+    assert native == tensor_hashes(several)
+    assert native == [tensor_hashes([tensor])[0] for tensor in several]
 
 
 def test_a_fingerprint_is_made_under_another_default_device():
     tensor = torch.arange(4.0)
-    expected = fingerprints([tensor])
+    expected = tensor_hashes([tensor])
     with torch.device("meta"):
-        assert fingerprints([tensor]) == expected
+        assert tensor_hashes([tensor]) == expected
 
 
 # Views whose strides torch's is_contiguous() does not look at
@@ -317,7 +317,7 @@ def test_views_with_strides_of_dimensions_of_size_1(make):
     plain = torch.tensor(tensor.tolist(), dtype=tensor.dtype).view(tensor.shape)
     assert same(tensor, plain)
     assert same(tensor_of(bits_of(tensor, copy=True)), plain)
-    assert fingerprints([tensor]) == fingerprints([plain])
+    assert tensor_hashes([tensor]) == tensor_hashes([plain])
     if plain.numel():
         assert not same(tensor, plain + 1)
         assert not same_fingerprint(tensor, plain + 1)
@@ -333,7 +333,7 @@ def test_memory_that_begins_between_two_words():
     assert memory.data_ptr() % 8
     assert bits_of(memory).words.data_ptr() % 8 == 0
     assert same(memory, memory.clone())
-    assert fingerprints([memory]) == fingerprints([memory.clone()])
+    assert tensor_hashes([memory]) == tensor_hashes([memory.clone()])
     assert torch.equal(row_hashes(memory.view(5, 8)), row_hashes(memory.clone().view(5, 8)))
 
 
@@ -360,7 +360,7 @@ def test_fingerprints_are_what_they_have_always_been(native, monkeypatch):
         counted(5000, torch.bool),
         counted(5000, torch.complex64),
     ]
-    assert [f"{value:016x}" for value in fingerprints(tensors)] == [
+    assert [f"{value:016x}" for value in tensor_hashes(tensors)] == [
         "2b5c89b568e5dab1",
         "a68adf921e3f41ad",
         "8a83b0360f418f47",
@@ -379,14 +379,14 @@ def test_a_fingerprint_is_defined_by_values_and_not_by_the_memory_of_a_machine()
     values = [0.5 * i - 3 for i in range(5)]
     memory = struct.pack("<5f", *values) + b"\0" * 4
     words = struct.unpack("<3q", memory)
-    low, high = (w.tolist() for w in _weights(0, torch.device("cpu")))
+    low, high = (w.tolist() for w in _multipliers(0, torch.device("cpu")))
     whole = sum(w * x + v * (x >> 32) for x, w, v in zip(words[:2], low, high, strict=False))
-    low, high = (w.tolist() for w in _weights(1, torch.device("cpu")))
+    low, high = (w.tolist() for w in _multipliers(1, torch.device("cpu")))
     signed = (whole + 2**63) % 2**64 - 2**63
     pair = zip((signed, words[2]), low, high, strict=False)
     total = sum(w * x + v * (x >> 32) for x, w, v in pair)
     form = zlib.crc32(b"torch.float32(5,)") * 0x9E3779B97F4A7C15
-    assert fingerprints([torch.tensor(values)]) == [(total + form) % 2**64]
+    assert tensor_hashes([torch.tensor(values)]) == [(total + form) % 2**64]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -404,7 +404,7 @@ def test_weights_are_those_of_the_reference_generator():
         0, 256, (64,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0x5EED)
     )
     expected = struct.unpack("<8q", bytes(drawn.tolist()))
-    found = word_sums.weights(0x5EED, 2, 4, torch.device("cpu"))
+    found = word_sums.multipliers(0x5EED, 2, 4, torch.device("cpu"))
     assert found.flatten().tolist() == [word | 1 for word in expected]
 
 

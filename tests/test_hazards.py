@@ -942,7 +942,7 @@ def test_point_4_unfrozen_and_never_trained():
 
 
 # ---- issue 15, points 5 to 7, 9, 13 and 16 (all their forms: test_handle.py, test_forgetting.py,
-# test_constants.py, test_holds.py)
+# test_constants.py, test_fixed_modes.py)
 
 
 def test_point_05_a_parameter_is_not_taken_for_its_name():

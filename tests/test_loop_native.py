@@ -87,7 +87,7 @@ def walk(weights, inputs, sizes=SIZES, keep=True, empty=torch.empty):
     )
     state.hidden[:, :batch], state.cells[:, :batch] = h0, c0
     given, runs = time_steps(N, sizes)
-    loop_native.Forward(weights, state, batch, given, keep).run(runs, 0)
+    loop_native.NativeForward(weights, state, batch, given, keep).run(runs, 0)
     return state
 
 
@@ -385,8 +385,9 @@ def test_an_operand_that_does_not_fit_is_refused(name, wrong, must):
     weights = [Weights(torch.empty(0), torch.zeros(16, 4))] * 2
     state = State(torch.zeros(2, 3, 16), torch.zeros(2, 6, 4), torch.zeros(2, 6, 4))
     runs = runs_of(1, 3, None)
+    changed = state._replace(**{name: wrong})
     with pytest.raises(ValueError, match=f"`{name}` must be {must}"):
-        loop_native.Forward(weights, state._replace(**{name: wrong}), 3, None, True).run(runs, 0)
+        loop_native.NativeForward(weights, changed, 3, None, True).run(runs, 0)
 
 
 @pytest.mark.parametrize("sizes", [[2, 3], [3, 2, -1, 1], [1, 4]])

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lstm_freeze import BiLSTM, freeze, freeze_up_to, unfreeze
-from lstm_freeze._freezing import hold_of
+from lstm_freeze._freezing import fixed_mode_of
 
 B, T = 5, 6
 
@@ -254,11 +254,11 @@ def test_overlapping_handles_release_in_any_order(order):
     model = frozen_classifier(*NORMS["BatchNorm1d"])
     before = everything(model)
     handles = [freeze(model, "body"), freeze(model, "body.1.bias"), freeze(model)]
-    assert hold_of(model.body[1]) is not None
+    assert fixed_mode_of(model.body[1]) is not None
     for i in order:
         handles[i].undo()
     assert everything(model) == before
-    assert hold_of(model.body[1]) is None
+    assert fixed_mode_of(model.body[1]) is None
 
 
 def test_a_held_layer_stays_held_by_the_other_handle():

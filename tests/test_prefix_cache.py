@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from lstm_freeze import BiLSTM, PrefixCache, freeze, status, unfreeze
-from lstm_freeze._cache.samples import contents, seats_of
+from lstm_freeze._cache.samples import contents, sample_rows
 from lstm_freeze._recurrence.rows import dense_rows, packed_rows
 from lstm_freeze._rnn.stack import Stack
 
@@ -609,7 +609,7 @@ def test_the_key_tells_inputs_apart(kind, change):
     other = change(x)
     assert not torch.equal(x.view(torch.int32), other.contiguous().view(torch.int32))
     both = dense_rows(torch.cat([x, other], 1), False)
-    first, second = contents(both, seats_of(both))
+    first, second = contents(both, sample_rows(both))
     assert first[0] != second[0]
     assert first[1] != second[1]
 
@@ -626,14 +626,14 @@ def test_an_input_of_another_dtype_with_the_same_bits_misses():
 
 
 def test_a_default_device_is_not_taken_for_the_inputs():
-    from lstm_freeze._hashing.word_sums import weights
+    from lstm_freeze._hashing.word_sums import multipliers
 
     lstm = BiLSTM(4, 5).requires_grad_(False)
     lstm.prefix_cache = PrefixCache()
     rows = [torch.randn(n, 4) for n in (4, 3, 2)]
     both = [nn.utils.rnn.pack_sequence(rows[:k]) for k in (2, 3)]
     dense = torch.randn(3, 2, 4)
-    weights.cache_clear()
+    multipliers.cache_clear()
     with torch.device("meta"):
         outputs = [lstm(x)[0] for x in (*both, dense)]
     assert lstm.prefix_cache.stats()["hits"] == 2
@@ -646,7 +646,7 @@ def test_no_two_one_hot_sequences_share_a_key():
     letters = torch.cartesian_prod(*[torch.arange(4)] * 5)  # all 1,024 words of 5 letters of 4
     words = nn.functional.one_hot(letters, 4).float().transpose(0, 1)
     rows = dense_rows(words, False)
-    keys = contents(rows, seats_of(rows))
+    keys = contents(rows, sample_rows(rows))
     assert len({a for a, _ in keys}) == len({b for _, b in keys}) == 1024
 
 
@@ -655,7 +655,7 @@ def test_a_sample_has_one_key_wherever_it_stands():
     rows = packed_rows(x, True)
     alone = pack_sequence([torch.nn.utils.rnn.unpack_sequence(x)[1]])
     single = packed_rows(alone, True)
-    assert contents(rows, seats_of(rows))[1] == contents(single, seats_of(single))[0]
+    assert contents(rows, sample_rows(rows))[1] == contents(single, sample_rows(single))[0]
 
 
 ERRORS = [

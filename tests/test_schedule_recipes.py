@@ -319,7 +319,7 @@ def test_all_wrong_arguments_are_said_at_once():
 FIFTH = '''
 """The encoder, then the head."""
 
-from ..kinds import as_length, as_part, recipe
+from ..recipe_definition import as_length, as_part, recipe
 from ..phase import in_turn
 
 

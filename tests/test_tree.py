@@ -116,9 +116,9 @@ def test_a_name_that_looks_like_an_old_style_one_serves_nothing():
     model = nn.Module()
     model.proj_v = nn.Parameter(torch.zeros(1))
     model.query_orig = nn.Parameter(torch.zeros(1))
-    assert Tree(model).served == {}
+    assert Tree(model).tensors_served == {}
     prune.identity(model, "proj_v")
-    assert Tree(model).served == {"proj_v_orig": "proj_v"}
+    assert Tree(model).tensors_served == {"proj_v_orig": "proj_v"}
 
 
 def test_tied_parameters_are_distinct_by_identity_not_value():

@@ -53,7 +53,7 @@ def _weight_of(tree: Tree, name: str) -> Adapted | None:
     """The weight of an RNN or nn.Linear that a parameter is, or is a part of (parametrised)."""
     if is_factor(name):
         return None
-    path, _, local = tree.served.get(name, name).rpartition(".")
+    path, _, local = tree.tensors_served.get(name, name).rpartition(".")
     if path in tree.rnns:
         place = place_of(local)
         recurrent = place is not None and place.kind in KIND_GROUPS["weight"]

@@ -1,4 +1,4 @@
-"""Which depths of a frozen prefix a schedule will need, and keeping those in the prefix caches."""
+"""The levels of frozen prefixes that a schedule will need, and having prefix caches keep them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Trains = Callable[[nn.Parameter], bool]
 
 
 def levels_ahead(depths: Sequence[int]) -> set[int]:
-    """The depths, of the present phase and those after it, that are worth keeping on the way.
+    """The levels worth keeping now, from the prefix depths of the present and the later phases.
 
-    A later phase's prefix is worth it if it is shallower than the present one, and if no phase
-    until then trains a layer of it.
+    The prefix of a later phase is worth keeping if it is shallower than the present one, and if no
+    phase until then trains a layer of it.
 
     >>> levels_ahead([3, 2, 1, 0])
     {1, 2}
@@ -41,11 +41,11 @@ class PrefixLevels:
 
     Attributes:
         tree: The module.
-        phases: Of each phase, whether a parameter trains in it.
+        phases: For each phase, a function that says whether a parameter trains in it.
     """
 
     def __init__(self, tree: Tree, phases: Sequence[Trains]) -> None:
-        """Nothing is added yet."""
+        """Add nothing yet."""
         self.tree = tree
         self.phases = tuple(phases)
         self._added: WeakKeyDictionary[PrefixCache, set[int]] = WeakKeyDictionary()
@@ -61,9 +61,9 @@ class PrefixLevels:
             if isinstance(cache, PrefixCache) and first[id(cache)] == path
         }
 
-    def enter(self, index: int) -> None:
-        """Have each cache keep what the phases after this one will need, besides its own levels."""
-        self.leave()
+    def keep_ahead(self, index: int) -> None:
+        """Have each cache keep what the phases after this one will need, beside its own levels."""
+        self.take_back()
         for path, rnn in self.tree.rnns.items():
             cache = getattr(rnn, "prefix_cache", None)
             if isinstance(cache, PrefixCache):
@@ -72,14 +72,14 @@ class PrefixLevels:
                 cache.keep_levels = added.union(cache.keep_levels)
                 self._added[cache] = self._added.get(cache, set()) | added
 
-    def leave(self) -> None:
-        """Take back what was added."""
+    def take_back(self) -> None:
+        """Take the added levels out of the caches again."""
         for cache, levels in self._added.items():
             cache.keep_levels = set(cache.keep_levels) - levels
         self._added.clear()
 
     def _depth(self, path: str, trains: Trains) -> int:
-        """The number of lowest layers of an RNN that have nothing that trains."""
+        """How many of the lowest layers of an RNN have nothing that trains."""
         places = self.tree.places(path)
         layers = {place.layer for place in places.values()}
         trained = (place for n, place in places.items() if trains(self.tree.parameters[n]))

@@ -1,8 +1,8 @@
 """PrefixCache: the outputs of a frozen prefix, computed once for each sample and then looked up.
 
 A sample's key is made of all that its output depends on: a 128-bit hash of its own input rows, its
-length, the depth of the prefix, the fingerprint of its weights, dtypes and device. Whatever changes
-can therefore only miss. (AutoFreeze, Liu et al. 2021, arXiv 2102.01386, caches what the frozen
+length, the depth of the prefix, the fingerprint of its weights, dtypes and device. So a change
+of any of these can only miss. (AutoFreeze, Liu et al. 2021, arXiv 2102.01386, caches what the frozen
 prefix of a transformer puts out.)
 """
 
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from .._checks import as_integer
-from .._hashing import fingerprints
+from .._hashing import tensor_hashes
 from .._recurrence import Rows
 from .._rnn import RunLayers
 from .._warn import warn
-from .samples import Seats, contents, copies, joined, rows_of, seats_of
+from .samples import SampleRows, contents, copies, joined, rows_of, sample_rows
 
 
-class Entry(NamedTuple):
-    """What is kept of one sample: its output (len, D * P) and the final states of all layers."""
+class CachedSample(NamedTuple):
+    """One kept sample: its output (len, D * P) and the final states of all layers."""
 
     output: Tensor
     h: Tensor
@@ -71,7 +71,7 @@ class PrefixCache:
         self._reset()
 
     def _reset(self) -> None:
-        self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self._entries: OrderedDict[Hashable, CachedSample] = OrderedDict()
         self._bytes = self._hits = self._misses = self._evictions = 0
         self._warned: set[str] = set()
 
@@ -130,7 +130,7 @@ class PrefixCache:
         )
 
     def warn_of_states(self) -> None:
-        """Say once that states on an accelerator are not looked at, so that nothing is served."""
+        """Say once that states on an accelerator are not looked at, so that nothing is looked up."""
         self._warn_once(
             "`hx` is given, and to see whether it is zeros the host would wait for the accelerator "
             "at each call; leave `hx` out where it is zeros"
@@ -159,37 +159,37 @@ class PrefixCache:
         Returns:
             Output rows, h (depth * D, B, P) and c (depth * D, B, H).
         """
-        seats, depth = seats_of(rows), len(prefix)
+        where, depth = sample_rows(rows), len(prefix)
         contexts = _contexts(prefix, form)
         keys = [
             [(context, length, content) for context in contexts]
-            for length, content in zip(seats.lengths, contents(rows, seats), strict=True)
+            for length, content in zip(where.lengths, contents(rows, where), strict=True)
         ]
         found = [self._deepest(k) for k in keys]
         hits = sum(level == depth for level, _ in found)
         self._hits += hits
         self._misses += len(found) - hits
         if not any(level for level, _ in found):
-            return self._compute(rows, seats, [], keys, 0, depth, run)
+            return self._compute(rows, where, [], keys, 0, depth, run)
         ready: dict[int, tuple[Tensor, ...]] = {
             b: e[:3] for b, (level, e) in enumerate(found) if e is not None and level == depth
         }
         for level in sorted({level for level, _ in found} - {depth}):
             members = [b for b, (at, _) in enumerate(found) if at == level]
             prior = [entry for b in members if (entry := found[b][1]) is not None]
-            every = [] if level else copies(rows.data, seats)
+            every = [] if level else copies(rows.data, where)
             inputs = [e.output for e in prior] if level else [every[b]() for b in members]
             some, places = rows_of(inputs, rows)
-            group = [keys[b] for b in members]
-            output, h, c = self._compute(some, places, prior, group, level, depth, run)
+            their_keys = [keys[b] for b in members]
+            output, h, c = self._compute(some, places, prior, their_keys, level, depth, run)
             parts = zip(copies(output.data, places), h.unbind(1), c.unbind(1), strict=True)
             ready |= {b: (x(), *states) for b, (x, *states) in zip(members, parts, strict=True)}
         outputs, *finals = zip(*(ready[b] for b in range(len(found))), strict=True)
         h, c = (torch.stack(states, 1) for states in finals)
-        return rows.with_data(joined(outputs, seats)), h, c
+        return rows.with_data(joined(outputs, where)), h, c
 
-    def _deepest(self, keys: Sequence[Hashable]) -> tuple[int, Entry | None]:
-        """The deepest level that is kept of a sample, and what is kept there."""
+    def _deepest(self, keys: Sequence[Hashable]) -> tuple[int, CachedSample | None]:
+        """The deepest level at which a sample is kept, and what is kept there; else 0 and None."""
         for level in range(len(keys), 0, -1):
             if (entry := self._entries.get(keys[level - 1])) is not None:
                 self._entries.move_to_end(keys[level - 1])
@@ -199,21 +199,21 @@ class PrefixCache:
     def _compute(
         self,
         rows: Rows,
-        seats: Seats,
-        prior: Sequence[Entry],
+        where: SampleRows,
+        prior: Sequence[CachedSample],
         keys: Sequence[Sequence[Hashable]],
         level: int,
         depth: int,
         run: RunLayers,
     ) -> tuple[Rows, Tensor, Tensor]:
-        """Run the layers from a level up to the depth, and keep what is to be kept."""
+        """Run the layers from a level up to the depth, and keep the outputs at the levels to keep."""
         h = [torch.stack([e.h for e in prior], 1)] if level else []
         c = [torch.stack([e.c for e in prior], 1)] if level else []
         for stop in (*(x for x in self.keep_levels if level < x < depth), depth):
             rows, finals = run(rows, level, stop)
             h = [torch.cat([*h, *(state for state, _ in finals)])]
             c = [torch.cat([*c, *(state for _, state in finals)])]
-            self._keep([k[stop - 1] for k in keys], rows, seats, h[0], c[0], passing=stop < depth)
+            self._keep([k[stop - 1] for k in keys], rows, where, h[0], c[0], passing=stop < depth)
             level = stop
         return rows, h[0], c[0]
 
@@ -221,28 +221,28 @@ class PrefixCache:
         self,
         keys: Sequence[Hashable],
         rows: Rows,
-        seats: Seats,
+        where: SampleRows,
         h: Tensor,
         c: Tensor,
         passing: bool,
     ) -> None:
-        """Keep samples; what is kept in passing displaces nothing and leaves first."""
+        """Keep samples; those of a level on the way (`passing`) evict nothing and are evicted first."""
         row = rows.data.shape[-1] * rows.data.element_size()
         states = (h.nbytes + c.nbytes) // len(keys)
-        # What inference mode makes could not be used in training later, except as a copy made here.
+        # A tensor made in inference mode cannot be used in training; a copy made outside of it can.
         with torch.inference_mode(False), torch.no_grad():
-            outputs = copies(rows.data, seats)
-            samples = zip(keys, seats.lengths, outputs, h.unbind(1), c.unbind(1), strict=True)
+            outputs = copies(rows.data, where)
+            samples = zip(keys, where.lengths, outputs, h.unbind(1), c.unbind(1), strict=True)
             for key, length, output, h_n, c_n in samples:
                 nbytes = length * row + states
                 if key in self._entries or not self._make_room(nbytes, passing):
                     continue
-                self._entries[key] = Entry(output(), h_n.clone(), c_n.clone(), nbytes)
+                self._entries[key] = CachedSample(output(), h_n.clone(), c_n.clone(), nbytes)
                 self._entries.move_to_end(key, last=not passing)
                 self._bytes += nbytes
 
     def _make_room(self, nbytes: int, passing: bool) -> bool:
-        """Whether there is room now, if need be that of the least recently used."""
+        """Whether there is room, after evicting the least recently used where that is allowed."""
         if nbytes > self.max_bytes - (self._bytes if passing else 0):
             return False
         while self._bytes + nbytes > self.max_bytes:
@@ -254,8 +254,8 @@ class PrefixCache:
 def _contexts(
     prefix: Sequence[Sequence[Tensor]], form: tuple[Hashable, ...]
 ) -> list[tuple[Hashable, ...]]:
-    """For each depth up to that of the prefix, all that outputs depend on but the sample."""
-    prints = iter(fingerprints([w for weights in prefix for w in weights]))
+    """For each depth up to that of the prefix, all but the sample that its outputs depend on."""
+    prints = iter(tensor_hashes([w for weights in prefix for w in weights]))
     contexts, known = [], form
     for weights in prefix:
         known = (*known, *(next(prints) for _ in weights))

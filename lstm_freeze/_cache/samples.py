@@ -1,4 +1,4 @@
-"""The samples of a batch: where their rows lie, taking them out and together, and their keys."""
+"""The samples of a batch: where their rows lie, copies of them, and their hashes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._hashing import column_hashes, row_hashes
 from .._recurrence import Rows, check_packed, reverse_rows
 
 
-class Seats(NamedTuple):
+class SampleRows(NamedTuple):
     """Where the samples of a batch lie among its rows.
 
     Attributes:
@@ -27,60 +27,60 @@ class Seats(NamedTuple):
     order: Tensor | None = None
 
 
-def seats_of(rows: Rows) -> Seats:
-    """The seats of dense or packed rows."""
+def sample_rows(rows: Rows) -> SampleRows:
+    """Where the samples of dense or packed rows lie."""
     if rows.batch_sizes is None:
-        return Seats([rows.data.shape[0]] * rows.data.shape[1])
+        return SampleRows([rows.data.shape[0]] * rows.data.shape[1])
     check_packed(rows.data, rows.batch_sizes)
-    return _packed_seats(rows.batch_sizes, rows.data.device)
+    return _packed_sample_rows(rows.batch_sizes, rows.data.device)
 
 
-def _packed_seats(sizes: Tensor, device: torch.device) -> Seats:
+def _packed_sample_rows(sizes: Tensor, device: torch.device) -> SampleRows:
     sample = torch.arange(int(sizes[0]), device="cpu")
     runs = sample < sizes[:, None]
     row = sample + (sizes.cumsum(0) - sizes)[:, None]
-    return Seats(runs.sum(0).tolist(), runs.to(device), row.t()[runs.t()].to(device))
+    return SampleRows(runs.sum(0).tolist(), runs.to(device), row.t()[runs.t()].to(device))
 
 
-def copies(data: Tensor, seats: Seats) -> list[functools.partial[Tensor]]:
-    """For each sample, what makes a copy of its rows, (len, F), in memory of its own."""
-    if seats.order is None:
+def copies(data: Tensor, where: SampleRows) -> list[functools.partial[Tensor]]:
+    """For each sample, a function that copies its rows, (len, F), to memory of their own."""
+    if where.order is None:
         form = torch.contiguous_format
         return [functools.partial(torch.clone, x, memory_format=form) for x in data.unbind(1)]
-    of_each = torch.split(seats.order, seats.lengths)
+    of_each = torch.split(where.order, where.lengths)
     return [functools.partial(torch.index_select, data, 0, rows) for rows in of_each]
 
 
-def joined(samples: Sequence[Tensor], seats: Seats) -> Tensor:
-    """Samples, (len, F) each, as the data of rows with these seats."""
-    if seats.order is None:
+def joined(samples: Sequence[Tensor], where: SampleRows) -> Tensor:
+    """Samples, (len, F) each, as the data of a batch in which they lie as `where` says."""
+    if where.order is None:
         return torch.stack(list(samples), 1)
-    # Not through their concatenation: first use of so much memory costs more than the copies.
-    data = samples[0].new_empty(len(seats.order), *samples[0].shape[1:])
-    for sample, rows in zip(samples, torch.split(seats.order, seats.lengths), strict=True):
+    # No concatenation: to use so much memory for the first time costs more than the copies.
+    data = samples[0].new_empty(len(where.order), *samples[0].shape[1:])
+    for sample, rows in zip(samples, torch.split(where.order, where.lengths), strict=True):
         data.index_copy_(0, rows, sample)
     return data
 
 
-def rows_of(samples: Sequence[Tensor], like: Rows) -> tuple[Rows, Seats]:
-    """Samples, (len, F) each, as rows of the kind of `like`; packed ones by falling length."""
+def rows_of(samples: Sequence[Tensor], like: Rows) -> tuple[Rows, SampleRows]:
+    """Samples, (len, F) each, as dense or packed rows like `like`; packed ones by falling length."""
     if like.batch_sizes is None:
         rows = Rows(torch.stack(list(samples), 1))
-        return rows, seats_of(rows)
+        return rows, sample_rows(rows)
     lengths = torch.tensor([len(x) for x in samples], device="cpu")
     sizes = (lengths > torch.arange(len(samples[0]), device="cpu")[:, None]).sum(1)
-    seats = _packed_seats(sizes, like.data.device)
-    data = joined(samples, seats)
-    return Rows(data, sizes, None if like.reverse is None else reverse_rows(data, sizes)), seats
+    where = _packed_sample_rows(sizes, like.data.device)
+    data = joined(samples, where)
+    return Rows(data, sizes, None if like.reverse is None else reverse_rows(data, sizes)), where
 
 
-def contents(rows: Rows, seats: Seats) -> list[tuple[int, int]]:
+def contents(rows: Rows, where: SampleRows) -> list[tuple[int, int]]:
     """A 128-bit hash of each sample's rows."""
     hashes = row_hashes(rows.data.flatten(0, -2))
-    if seats.runs is None:
-        hashes = hashes.view(2, -1, len(seats.lengths))
+    if where.runs is None:
+        hashes = hashes.view(2, -1, len(where.lengths))
     else:
         # Steps that a sample does not have are zeros, which add nothing.
-        hashes = hashes.new_zeros(2, *seats.runs.shape).masked_scatter_(seats.runs, hashes)
+        hashes = hashes.new_zeros(2, *where.runs.shape).masked_scatter_(where.runs, hashes)
     first, second = column_hashes(hashes).tolist()
     return list(zip(first, second, strict=True))

@@ -14,7 +14,7 @@ _PLAN = "comparison.json"
 _FORMAT = 1
 
 
-class Call(NamedTuple):
+class ScoreCall(NamedTuple):
     """One call of the score function.
 
     Attributes:
@@ -52,15 +52,15 @@ class Finished:
             ValueError: The folder holds another comparison, or a file that cannot be read.
         """
         self._folder = folder
-        self._known: dict[Call, Outcome] = {}
+        self._known: dict[ScoreCall, Outcome] = {}
         if folder is not None:
             self._take_up(folder, dict(plan or {}))
 
-    def get(self, call: Call) -> Outcome | None:
+    def get(self, call: ScoreCall) -> Outcome | None:
         """What this call gave, if it is finished."""
         return self._known.get(call)
 
-    def add(self, call: Call, outcome: Outcome) -> None:
+    def add(self, call: ScoreCall, outcome: Outcome) -> None:
         """Keep what a call gave."""
         self._known[call] = outcome
         if self._folder is not None:
@@ -80,7 +80,7 @@ class Finished:
         for path in sorted(folder.glob("split*.json")):
             content = _read(path)
             try:
-                call = Call(*(content[name] for name in Call._fields))
+                call = ScoreCall(*(content[name] for name in ScoreCall._fields))
                 outcome = Outcome(float(content["score"]), float(content["seconds"]))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(_unreadable(path, error)) from error
@@ -132,7 +132,7 @@ def digest(*parts: bytes) -> str:
     return found.hexdigest()[:16]
 
 
-def _file_name(call: Call) -> str:
+def _file_name(call: ScoreCall) -> str:
     # The digest keeps apart what the readable part may not: names that differ in other letters.
     method = re.sub(r"[^A-Za-z0-9]+", "-", call.method)[:40]
     inner = "" if call.candidate < 0 else f".candidate{call.candidate}.fold{call.fold}"

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from .paired import Difference, among_all, mean_interval
-from .table import Row, Table
+from .table import MethodRow, Table
 
 Scores = Mapping[str, Sequence[float]]
 NO_DIFFERENCE = "no difference can be told"
@@ -36,7 +36,7 @@ def judge(
         if name not in whole:
             failed = sum(not math.isfinite(score) for score in scores[name])
             mean_seconds = statistics.fmean(seconds[name])
-            rows.append(Row(name, failed=failed, seconds=mean_seconds))
+            rows.append(MethodRow(name, failed=failed, seconds=mean_seconds))
     table = Table(tuple(rows), tuple(notes), choice)
     splits = len(next(iter(scores.values())))
     return table, choice, _reason(table, splits, minimize)
@@ -49,10 +49,10 @@ def _row(
     seconds: Scores,
     pairs: Mapping[tuple[str, str], Difference],
     share: float,
-) -> Row:
+) -> MethodRow:
     values = scores[name]
     to_best = pairs.get((name, best), Difference(0.0, 0.0, 1.0))
-    return Row(
+    return MethodRow(
         name,
         mean=statistics.fmean(values),
         spread=statistics.stdev(values) if len(values) > 1 else math.nan,
@@ -67,7 +67,7 @@ def _row(
 
 
 def _cheapest(
-    rows: Sequence[Row], pairs: Mapping[tuple[str, str], Difference], sign: int
+    rows: Sequence[MethodRow], pairs: Mapping[tuple[str, str], Difference], sign: int
 ) -> str | None:
     """The cheapest method within one standard error of the best; from one split, the best."""
     near = []
@@ -91,7 +91,7 @@ def _reason(table: Table, splits: int, minimize: bool) -> str:
     return " ".join(sentence for sentence in said if sentence)
 
 
-def _differences(rows: Sequence[Row], splits: int, decimals: int, minimize: bool) -> str:
+def _differences(rows: Sequence[MethodRow], splits: int, decimals: int, minimize: bool) -> str:
     best, others = rows[0], rows[1:]
     over = f"over {splits} splits" if splits > 1 else "from one split"
     mean = f"the {'lowest' if minimize else 'highest'} mean ({best.mean:.{decimals}f})"
@@ -110,7 +110,7 @@ def _differences(rows: Sequence[Row], splits: int, decimals: int, minimize: bool
     return said + "."
 
 
-def _by_how_much(row: Row, decimals: int) -> str:
+def _by_how_much(row: MethodRow, decimals: int) -> str:
     low, high = sorted(map(abs, row.interval))
     interval = "in every split" if math.isnan(low) else f"{low:.{decimals}f} to {high:.{decimals}f}"
     return f"`{row.method}` by {abs(row.difference):.{decimals}f} ({interval})"
@@ -129,7 +129,7 @@ def _chosen(table: Table, splits: int) -> str:
     )
 
 
-def _failed(rows: Sequence[Row]) -> str:
+def _failed(rows: Sequence[MethodRow]) -> str:
     if not rows:
         return ""
     listed = _listed([f"`{row.method}` ({row.failed})" for row in rows])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, SupportsFloat
 
 from .choice import candidates
 from .comparison import Failure
-from .finished import Call, Finished, Outcome
+from .finished import Finished, Outcome, ScoreCall
 from .methods import Score
 from .plan import Plan
 from .progress import Advance
@@ -51,7 +51,7 @@ class Runner:
             self._advance(name)
             return Result(name, math.nan, seconds, None)
         split = self._plan.splits[number]
-        outcome = self._call(Call(name, number), split, options[chosen])
+        outcome = self._call(ScoreCall(name, number), split, options[chosen])
         return Result(name, outcome.score, seconds + outcome.seconds, options[chosen])
 
     def _choose(
@@ -62,7 +62,7 @@ class Runner:
         best_mean = math.inf if minimize else -math.inf
         for candidate, settings in enumerate(options):
             outcomes = [
-                self._call(Call(name, number, candidate, fold), split, settings)
+                self._call(ScoreCall(name, number, candidate, fold), split, settings)
                 for fold, split in enumerate(self._plan.inner[number])
             ]
             seconds += sum(outcome.seconds for outcome in outcomes)
@@ -72,7 +72,7 @@ class Runner:
                 best, best_mean = candidate, mean
         return best, seconds
 
-    def _call(self, call: Call, split: Split, settings: Mapping[str, Any]) -> Outcome:
+    def _call(self, call: ScoreCall, split: Split, settings: Mapping[str, Any]) -> Outcome:
         outcome = self._finished.get(call)
         if outcome is None:
             outcome = self._measured(split, self._plan.seeds[call.split], settings)

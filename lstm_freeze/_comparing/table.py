@@ -14,7 +14,7 @@ _HEAD = ("method", "mean", "sd", "difference to the best", "p", "seconds")
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodRow:
     """One method of a comparison.
 
     Attributes:
@@ -58,17 +58,17 @@ class Table:
         choice: The method that is chosen, marked in print.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[MethodRow, ...]
     notes: tuple[str, ...] = ()
     choice: str | None = None
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[MethodRow]:
         return iter(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, method: str) -> Row:
+    def __getitem__(self, method: str) -> MethodRow:
         for row in self.rows:
             if row.method == method:
                 return row
@@ -113,7 +113,7 @@ class Table:
         starred = any(row.method == self.choice for row in self.rows)
         return [*(["* chosen"] if starred else []), *self.notes]
 
-    def _cells(self, row: Row) -> list[str]:
+    def _cells(self, row: MethodRow) -> list[str]:
         n = self.decimals
         name = row.method + (" *" if row.method == self.choice else "")
         if math.isnan(row.mean):

@@ -92,7 +92,7 @@ def note_all(tree: Tree, trained: Named | None = None) -> None:
             note(slot.owner, slot.name, slot.part, key in trains)
 
 
-def describe(tree: Tree, found: Named) -> str:
+def sentence_about_constants(tree: Tree, found: Named) -> str:
     """A sentence that says which parameters are constant, and how to train them."""
     names = list(dict.fromkeys(_topmost(tree, found)))
     some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -40,8 +40,8 @@ from .ddp import (
 )
 from .handle import Freeze, turn
 from .listeners import announce_unfreezing
-from .plan import Plan
-from .switches import HoldSwitch
+from .request import Request
+from .switches import ModeSwitch
 
 Named = Mapping[str, nn.Parameter]
 
@@ -236,27 +236,29 @@ def set_trainable(
         warns: Whether to warn if nothing is left that trains.
     """
     optimizers = as_optimizers(optimizer)
-    plan = Plan(tree, frozen, {n: p for n, p in trainable.items() if can_train(p)}, named or {})
-    plan.refuse_unswitchable()
-    refuse_lbfgs(optimizers, plan.frozen_afterwards)
-    require_held(optimizers, plan.trainable)
+    request = Request(
+        tree, frozen, {n: p for n, p in trainable.items() if can_train(p)}, named or {}
+    )
+    request.refuse_unswitchable()
+    refuse_lbfgs(optimizers, request.frozen_afterwards)
+    require_held(optimizers, request.trainable)
     ddp = ddp_of(module)
     if ddp is not None:
-        require_reducible(ddp, tree, plan.trainable)
-    decisions = plan.decisions(dropout)
-    handle = Freeze(module, plan.changed)
+        require_reducible(ddp, tree, request.trainable)
+    decisions = request.decisions(dropout)
+    handle = Freeze(module, request.changed)
 
-    announce_unfreezing(list(plan.trainable.values()))
-    if warns and not plan.leaves_trainable:
+    announce_unfreezing(list(request.trainable.values()))
+    if warns and not request.leaves_trainable:
         warn(
             "nothing in this module is trainable any more, so a backward pass through it alone "
             "will fail; unfreeze(module, ...) what should train, or freeze less"
         )
-    if ddp is not None and plan.changed:
+    if ddp is not None and request.changed:
         warn_unused(ddp)
         remember_trainable(ddp, [p for p in frozen.values() if p.requires_grad])
-        align_buffers(ddp, [s.owner for s, held in decisions if held and isinstance(s, HoldSwitch)])
-    newcomers = [p for p in plan.trainable.values() if not p.requires_grad]
+        align_buffers(ddp, [s.owner for s, on in decisions if on and isinstance(s, ModeSwitch)])
+    newcomers = [p for p in request.trainable.values() if not p.requires_grad]
     note_all(tree)
     turn(handle, decisions)
     drop_state(optimizers, frozen.values())

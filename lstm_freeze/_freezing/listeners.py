@@ -1,4 +1,4 @@
-"""Who hears of every freeze, unfreeze and undo."""
+"""Listeners: the objects that are told of every freeze, unfreeze and undo."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import nn
 
 
 class Listener(Protocol):
-    """What wants to hear of every freeze, unfreeze and undo."""
+    """An object that is told of every freeze, unfreeze and undo."""
 
     def before_unfreezing(self, parameters: Sequence[nn.Parameter]) -> None:
         """Called before these may become trainable; an error stops it, and nothing is changed."""
 
     def frozen_changed(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Called after the state of these parameters was decided anew."""
+        """Called after a call has decided whether these parameters train."""
 
     def statistics_recomputed(self, module: nn.Module) -> None:
-        """Called when a held normalisation layer's statistics are recomputed on purpose."""
+        """Called when somebody recomputes the statistics of a frozen normalisation layer."""
 
     def idle_steps(self) -> Mapping[int, int]:
         """Id of each trainable parameter that does not train -> for how many optimizer steps."""
@@ -29,25 +29,25 @@ listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
 
 
 def announce_unfreezing(parameters: Sequence[nn.Parameter]) -> None:
-    """Tell all listeners what may become trainable now."""
+    """Tell all listeners which parameters may become trainable now."""
     for listener in tuple(listeners):
         listener.before_unfreezing(parameters)
 
 
 def announce_change(parameters: Sequence[nn.Parameter]) -> None:
-    """Tell all listeners whose state was decided anew."""
+    """Tell all listeners which parameters a call has decided about."""
     for listener in tuple(listeners):
         listener.frozen_changed(parameters)
 
 
 def announce_recompute(module: nn.Module) -> None:
-    """Tell all listeners of a held normalisation layer whose statistics somebody recomputes."""
+    """Tell all listeners that somebody recomputes the statistics of a frozen layer."""
     for listener in tuple(listeners):
         listener.statistics_recomputed(module)
 
 
 def idle_steps() -> dict[int, int]:
-    """What is known of trainable parameters that do not train; see `Listener.idle_steps`."""
+    """Id of each trainable parameter that does not train -> for how many steps, from all listeners."""
     found: dict[int, int] = {}
     for listener in tuple(listeners):
         found.update(listener.idle_steps())

@@ -1,20 +1,20 @@
-"""Which normalisation and dropout layers a call holds in a mode, and which it lets go."""
+"""Which normalisation and dropout layers a call fixes in a mode, and which it releases."""
 
 from __future__ import annotations
 
 from .._model import Tree
-from .holds import decider_of, is_dropout, is_normalization
-from .switches import HoldSwitch, LayerDropoutSwitch
+from .fixed_modes import decider_of, is_dropout, is_normalization
+from .switches import LayerDropoutSwitch, ModeSwitch
 
 
 def norm_switches(
     tree: Tree, frozen: set[int], trainable: set[int]
-) -> list[tuple[HoldSwitch, bool]]:
+) -> list[tuple[ModeSwitch, bool]]:
     """What becomes of the normalisation layers that depend on parameters a call decides about.
 
-    A layer is held when none of the parameters it depends on is made trainable. A hold looks at
-    requires_grad itself, so one that is on may be premature. It is taken off when something is
-    unfrozen, so that a later freeze by hand leaves the layer alone.
+    A layer's mode is fixed when the call makes none of its parameters trainable, even if some
+    still train: the hooks act only once all of them are frozen. The hooks are taken off when
+    something is unfrozen, so that a later freeze by hand leaves the layer alone.
 
     Args:
         tree: The module.
@@ -26,24 +26,24 @@ def norm_switches(
         if is_normalization(module) and (decider := decider_of(tree, path)) is not None:
             ids = {id(p) for p in decider.parameters()}
             if ids & (frozen | trainable):
-                decisions.append((HoldSwitch(module, path, decider), not ids & trainable))
+                decisions.append((ModeSwitch(module, path, decider), not ids & trainable))
     return decisions
 
 
 def dropout_switches(
     tree: Tree, frozen: set[int], frozen_afterwards: set[int]
-) -> list[HoldSwitch | LayerDropoutSwitch]:
+) -> list[ModeSwitch | LayerDropoutSwitch]:
     """Switches for the dropout that lies within what is being frozen.
 
     Raises:
         ValueError: An nn.LSTM, nn.GRU or nn.RNN with dropout would be frozen only in part.
     """
-    switches: list[HoldSwitch | LayerDropoutSwitch] = []
+    switches: list[ModeSwitch | LayerDropoutSwitch] = []
     for path, module in tree.modules.items():
         if is_dropout(module):
             decider = decider_of(tree, path)
             if decider is not None and all(id(p) in frozen for p in decider.parameters()):
-                switches.append(HoldSwitch(module, path, decider))
+                switches.append(ModeSwitch(module, path, decider))
         elif path in tree.rnns and any(id(p) in frozen for p in module.parameters()):
             switches += _rnn_dropout_switches(tree, path, frozen, frozen_afterwards)
     return switches
@@ -51,7 +51,7 @@ def dropout_switches(
 
 def _rnn_dropout_switches(
     tree: Tree, path: str, frozen: set[int], frozen_afterwards: set[int]
-) -> list[HoldSwitch | LayerDropoutSwitch]:
+) -> list[ModeSwitch | LayerDropoutSwitch]:
     rnn = tree.rnns[path]
     if hasattr(rnn, "dropout_off_layers"):
         places = tree.places(path).items()
@@ -71,4 +71,4 @@ def _rnn_dropout_switches(
             f'dropout="off": {name} would be frozen only in part, and a {kind} has one '
             f"dropout for all of its layers; {remedy}, or freeze all of it"
         )
-    return [HoldSwitch(rnn, path, rnn, "dropout", 0.0)]
+    return [ModeSwitch(rnn, path, rnn, "dropout", 0.0)]

@@ -14,8 +14,8 @@ from .._checks import as_module, as_one_of
 from .._model import Tree, can_train, numel, runs_fused
 from .._optimizers import as_optimizers
 from . import table
-from .constants import constants, describe
-from .holds import decider_of, hold_of, is_normalization
+from .constants import constants, sentence_about_constants
+from .fixed_modes import decider_of, fixed_mode_of, is_normalization
 from .listeners import idle_steps
 
 
@@ -214,7 +214,7 @@ def _notes(
     elif not any(row.trainable or row.state != "frozen" for row in rows):
         yield "nothing here is trainable"
     if found := constants(tree, noted=True):
-        yield describe(tree, found)
+        yield sentence_about_constants(tree, found)
     for path, module in tree.modules.items():
         yield from _module_notes(tree, path or type(module).__name__, path, module)
     for name, parameter in tree.distinct().items():
@@ -226,7 +226,7 @@ def _module_notes(tree: Tree, shown: str, path: str, module: nn.Module) -> Itera
     for word in {"requires_grad", "require_grad"} & vars(module).keys():
         yield f"{shown}.{word} = {vars(module)[word]} freezes nothing; call freeze(...)"
     frozen = [not p.requires_grad for p in module.parameters()]
-    if is_normalization(module) and module.training and hold_of(module) is None:
+    if is_normalization(module) and module.training and fixed_mode_of(module) is None:
         decider = decider_of(tree, path)
         if decider is not None and not any(p.requires_grad for p in decider.parameters()):
             yield f"{shown} is frozen, but its statistics move in train(); freeze(...) holds them"
@@ -250,7 +250,7 @@ def _module_notes(tree: Tree, shown: str, path: str, module: nn.Module) -> Itera
 
 def _random_though_frozen(tree: Tree, path: str, rnn: Any) -> bool:
     """Whether dropout acts in a gap between two frozen layers in train mode."""
-    if not (rnn.training and rnn.dropout) or hold_of(rnn) is not None:
+    if not (rnn.training and rnn.dropout) or fixed_mode_of(rnn) is not None:
         return False
     trains = {p.layer for n, p in tree.places(path).items() if tree.parameters[n].requires_grad}
     still = trains | set(getattr(rnn, "dropout_off_layers", ()))

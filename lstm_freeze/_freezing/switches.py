@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._model import Tree, can_train, join
 from .._warn import warn
-from .holds import Hold, decider_of, hold_of, is_dropout, is_normalization
+from .fixed_modes import FixedMode, decider_of, fixed_mode_of, is_dropout, is_normalization
 from .marks import CONSTANT, NAMED, mark_of, set_mark
 
 WHOLE = ""  # the part that is all of a tensor
@@ -41,7 +41,7 @@ class Switch(Protocol):
 
     @property
     def parameter(self) -> nn.Parameter | None:
-        """The Parameter that it is about, if it is about one."""
+        """The parameter that it switches; None where it switches something else."""
 
     def read(self) -> bool:
         """The present value."""
@@ -54,7 +54,7 @@ class Switch(Protocol):
 
 
 def parameters_of(owner: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """Part -> parameter, for what bears a name in a module now, parametrised or not."""
+    """Part -> parameter, for what a name stands for in a module now, parametrised or not."""
     own = dict(owner._parameters.items())
     if (whole := own.get(name)) is not None:
         return {WHOLE: whole}
@@ -69,7 +69,7 @@ def parameters_of(owner: nn.Module, name: str) -> dict[str, nn.Parameter]:
 
 
 def parameter_at(owner: nn.Module, name: str, part: str) -> nn.Parameter | None:
-    """The parameter in a slot now."""
+    """The parameter in a slot now; None where there is none."""
     *path, last = (part or name).split(".")
     module: nn.Module | None = owner
     for piece in path:
@@ -98,7 +98,7 @@ class RequiresGrad:
 
     @property
     def parameter(self) -> nn.Parameter | None:
-        """What bears the name now."""
+        """The parameter that has the name now."""
         slot = self.slots[0]
         return parameter_at(slot.owner, slot.name, slot.part)
 
@@ -129,42 +129,42 @@ class RequiresGrad:
 
 
 @dataclass(frozen=True, eq=False)
-class HoldSwitch:
-    """Whether a module is held in a mode while the parameters of `decider` are frozen."""
+class ModeSwitch:
+    """Whether a module's mode is fixed while the parameters of `decider` are frozen."""
 
     owner: nn.Module
     path: str
     decider: nn.Module
     attribute: str = "training"
-    held_value: float = False
+    fixed_value: float = False
     parameter: None = None
 
     @property
     def slots(self) -> tuple[Slot]:
         """The module."""
-        return (Slot(self.owner, self.path, f"held {self.attribute}"),)
+        return (Slot(self.owner, self.path, f"fixed {self.attribute}"),)
 
     def read(self) -> bool:
-        """Whether the module is held."""
-        return hold_of(self.owner, self.attribute) is not None
+        """Whether the mode is fixed."""
+        return fixed_mode_of(self.owner, self.attribute) is not None
 
     def write(self, value: bool) -> None:
-        """Put the hold on, or take it off."""
-        hold = hold_of(self.owner, self.attribute)
-        if value and hold is None:
-            Hold(self.owner, self.decider, self.attribute, self.held_value).put_on(self.owner)
-        elif hold is not None and not value:
-            hold.take_off(self.owner)
+        """Put the hooks on, or take them off."""
+        present = fixed_mode_of(self.owner, self.attribute)
+        if value and present is None:
+            FixedMode(self.owner, self.decider, self.attribute, self.fixed_value).put_on(self.owner)
+        elif present is not None and not value:
+            present.take_off(self.owner)
 
-    def on(self, slot: Slot, owner: nn.Module, tree: Tree) -> Iterator[HoldSwitch]:
-        """On a layer of the same sort."""
+    def on(self, slot: Slot, owner: nn.Module, tree: Tree) -> Iterator[ModeSwitch]:
+        """The same switch on a normalisation or dropout layer, or a module with the attribute."""
         if owner is self.owner:
             yield self
             return
         decider = decider_of(tree, slot.path)
         fits = is_normalization(owner) or is_dropout(owner) or hasattr(owner, self.attribute)
         if fits and decider is not None:
-            yield HoldSwitch(owner, slot.path, decider, self.attribute, self.held_value)
+            yield ModeSwitch(owner, slot.path, decider, self.attribute, self.fixed_value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -121,7 +121,7 @@ _arrived: list[Sequence[Entry]] = []  # of copied or unpickled handles, not yet 
 
 def decide(call: Call, switch: Switch, value: bool) -> Entry:
     """Turn a switch in the name of a call, which decides until a younger one does."""
-    _enter_arrived()
+    _record_arrived()
     record = _record_of(switch) or Record()
     _keep(record, switch)
     part = switch.slots[0].part
@@ -140,7 +140,7 @@ def withdraw(call: Call, entries: Sequence[Entry], tree: Tree) -> list[Switch]:
         entries: What it decided.
         tree: The module that the call was given, as it is now.
     """
-    _enter_arrived()
+    _record_arrived()
     for entry in entries:
         entry.record.withdraw(call)
     present = set(map(id, tree.modules.values()))
@@ -164,7 +164,7 @@ def arrive(entries: Sequence[Entry]) -> None:
     _arrived.append(entries)
 
 
-def _enter_arrived() -> None:
+def _record_arrived() -> None:
     while _arrived:
         for entry in _arrived.pop():
             for slot in entry.switch.slots:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from .._freezing import hold_of
+from .._freezing import fixed_mode_of
 from .._model import Tree
 from .change import Change
 
@@ -123,7 +123,7 @@ def gather_evidence(
         converted=change.converted, whole=change.whole, several=several, unseen=change.unseen
     )
     if not isinstance(owner, nn.Parameter):
-        return replace(common, statistics=hold_of(owner) is None)
+        return replace(common, statistics=fixed_mode_of(owner) is None)
     holding = [(o, g) for o in optimizers for g in o.param_groups if _in(owner, g["params"])]
     modules = [m for m in tree.modules.values() if _in(owner, m._parameters.values())]
     return replace(

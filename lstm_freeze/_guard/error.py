@@ -30,7 +30,7 @@ class FrozenWeightsChanged(RuntimeError):
         return type(self), (str(self), self.names, self.step)
 
 
-def describe(
+def message_of(
     changes: Sequence[Change], when: str, tree: Tree, optimizers: Sequence[Optimizer], guard: str
 ) -> str:
     """The message: each change, and under those that share one the likely cause.

@@ -16,10 +16,10 @@ from .._optimizers import as_optimizers
 from .._warn import users_line, warn
 from .attached import attached_to, keep_with, let_go
 from .change import Change
-from .error import FrozenWeightsChanged, describe
+from .error import FrozenWeightsChanged, message_of
 from .followed import FollowedOptimizers
+from .frozen_tensors import FrozenTensors
 from .idle import IdleCounts
-from .memory import Memory
 from .remembered import Key
 from .steps import stop_watching_steps, watch_steps
 
@@ -86,7 +86,7 @@ class FrozenGuard:
         self._made_at = users_line()
         self.step = 0
         self.checks = 0
-        self._memory = Memory(module, exact=mode == "exact")
+        self._tensors = FrozenTensors(module, exact=mode == "exact")
         self._begin()
         self.remember()
 
@@ -112,7 +112,7 @@ class FrozenGuard:
 
     def remember(self) -> None:
         """Take what is frozen now as right, after a deliberate overwrite (load_state_dict)."""
-        self._memory.take_all()
+        self._tensors.take_all()
         self._uncompared_steps = 0
         self._reported, self._missed = set(), None
         if self._idle is not None:
@@ -133,7 +133,7 @@ class FrozenGuard:
         if self._missed is not None:
             missed, self._missed = self._missed, None
             raise missed
-        if changes := self._memory.changes():
+        if changes := self._tensors.changes():
             raise self._error(changes, step)
         self.checks += 1
         self._uncompared_steps = 0
@@ -238,7 +238,7 @@ class FrozenGuard:
 
     def __repr__(self) -> str:
         return (
-            f"FrozenGuard(mode={self._mode!r}: {len(self._memory)} frozen tensors, "
+            f"FrozenGuard(mode={self._mode!r}: {len(self._tensors)} frozen tensors, "
             f"attached to {self._followed or 'nothing'}, {self.checks} checks passed)"
         )
 
@@ -246,7 +246,7 @@ class FrozenGuard:
 
     def before_unfreezing(self, parameters: Sequence[nn.Parameter]) -> None:
         """Compare what is about to be let go; an attached guard raises, and nothing changes."""
-        leaving = self._memory.leaving(parameters)
+        leaving = self._tensors.leaving(parameters)
         if not leaving or not (changes := self._unreported(leaving)):
             return
         error = self._error(changes, None, seen="as it was about to be unfrozen")
@@ -256,11 +256,11 @@ class FrozenGuard:
 
     def frozen_changed(self, parameters: Sequence[nn.Parameter]) -> None:
         """Hear of a freeze, unfreeze or undo: remember what is newly frozen, let go the rest."""
-        self._memory.follow(parameters)
+        self._tensors.follow(parameters)
 
     def statistics_recomputed(self, module: nn.Module) -> None:
         """Take a held layer's statistics as right again once they are recomputed (update_bn)."""
-        self._memory.take_anew(module)
+        self._tensors.take_anew(module)
 
     def idle_steps(self) -> Mapping[int, int]:
         """Id of each trainable parameter that `idle_after` steps or more passed by -> how many."""
@@ -304,13 +304,13 @@ class FrozenGuard:
         if self._missed is not None:
             self.check()
         if self._unreported():
-            raise self._error(self._memory.changes(), None, seen="at the end")
+            raise self._error(self._tensors.changes(), None, seen="at the end")
         if self._uncompared_steps or not self._seen_steps:
             self.checks += 1
         self._uncompared_steps = 0
 
     def _unreported(self, keys: Collection[Key] | None = None) -> list[Change]:
-        return [c for c in self._memory.changes(keys) if c.key not in self._reported]
+        return [c for c in self._tensors.changes(keys) if c.key not in self._reported]
 
     def _error(
         self, changes: Sequence[Change], step: int | None, seen: str = ""
@@ -324,7 +324,7 @@ class FrozenGuard:
         if counted and step == self.step:
             when += f" (unchanged up to step {self.step - self._uncompared_steps})"
         others = [other for other in attached_to(self._root) if other is not self]
-        text = describe(
+        text = message_of(
             changes,
             when,
             Tree(self._module),

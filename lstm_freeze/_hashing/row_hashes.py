@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .bits import as_bytes, as_words
-from .word_sums import row_sums, weights
+from .word_sums import multipliers, row_sums
 
 _CHUNK = 1024  # places whose weights are drawn together
 _OF_ROWS, _OF_COLUMNS = 0xF00D, 0xF00E  # with the same weights, a transpose would keep its hash
@@ -16,7 +16,7 @@ _OF_ROWS, _OF_COLUMNS = 0xF00D, 0xF00E  # with the same weights, a transpose wou
 def row_hashes(rows: Tensor) -> Tensor:
     """Two hashes of the bits of each row (N, F): (2, N) words."""
     words = _row_words(rows)
-    low, high = _weights(_OF_ROWS, words.shape[1], words.device)
+    low, high = _multipliers(_OF_ROWS, words.shape[1], words.device)
     return torch.stack([row_sums(words, low[k], high[k]) for k in range(2)])
 
 
@@ -25,7 +25,7 @@ def column_hashes(hashes: Tensor) -> Tensor:
 
     So a sample of fewer rows than T has zeros for the others, and the same hash for any T.
     """
-    low, high = _weights(_OF_COLUMNS, hashes.shape[1], hashes.device)
+    low, high = _multipliers(_OF_COLUMNS, hashes.shape[1], hashes.device)
     upper = (hashes >> 32).mul_(high[..., None])
     return upper.addcmul_(hashes, low[..., None]).sum(1)
 
@@ -38,9 +38,9 @@ def _row_words(rows: Tensor) -> Tensor:
     return as_words(memory)
 
 
-def _weights(seed: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _multipliers(seed: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(2, count) weights of the whole words and of their upper halves, for both hashes."""
     chunks = range(max(1, -(-count // _CHUNK)))
-    drawn = [weights(seed + 2 * chunk, 4, _CHUNK, device) for chunk in chunks]
+    drawn = [multipliers(seed + 2 * chunk, 4, _CHUNK, device) for chunk in chunks]
     table = (drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1))[:, :count]
     return table[0::2], table[1::2]

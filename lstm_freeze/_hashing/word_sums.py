@@ -35,7 +35,7 @@ else:
 _BLOCK = 16  # rows: 256 KiB, which stay in a core's cache and need no second thread
 
 
-class Table(NamedTuple):
+class WordRows(NamedTuple):
     """Rows of words in memory, and where their sums go: what the extension is given."""
 
     words: int  # an address
@@ -49,7 +49,7 @@ def has_extension() -> bool:
     return _extension is not None
 
 
-def sum_tables(tables: Sequence[Table], low: Tensor, high: Tensor, owners: object) -> None:
+def sum_tables(tables: Sequence[WordRows], low: Tensor, high: Tensor, owners: object) -> None:
     """Have the extension sum the rows of all tables with the same weights.
 
     `owners` are whatever keeps the memory at the addresses alive.
@@ -65,7 +65,7 @@ def row_sums(words: Tensor, low: Tensor, high: Tensor) -> Tensor:
     if words.device.type == "cpu" and _extension is not None:
         words, low, high = words.contiguous(), low.contiguous(), high.contiguous()
         sums = words.new_empty(len(words))
-        table = Table(words.data_ptr(), len(words), words.shape[1], sums.data_ptr())
+        table = WordRows(words.data_ptr(), len(words), words.shape[1], sums.data_ptr())
         sum_tables([table], low, high, words)
         return sums
     # In blocks, so that the scratch room of a block stays in cache.
@@ -83,7 +83,7 @@ def _block_sums(words: Tensor, low: Tensor, high: Tensor, room: Tensor) -> Tenso
 
 
 @functools.lru_cache(maxsize=256)
-def weights(seed: int, rows: int, count: int, device: torch.device) -> Tensor:
+def multipliers(seed: int, rows: int, count: int, device: torch.device) -> Tensor:
     """(rows, count) odd random words, the same on every platform and in every version of torch."""
     numbers = _mersenne_twister(seed)
     drawn = bytes(numbers.getrandbits(32) & 0xFF for _ in range(8 * rows * count))

@@ -110,11 +110,11 @@ class _Splitter:
         for layer, direction in sorted(
             {(p.layer, DIRECTIONS.index(p.direction)) for p in places.values()}
         ):
-            seat = (layer, DIRECTIONS[direction])
+            side = (layer, DIRECTIONS[direction])
             yield _Piece(
                 f"{path}[{layer}].{DIRECTIONS[direction]}",
                 f"{path}[{layer}]",
-                [name for name, place in places.items() if place[:2] == seat],
+                [name for name, place in places.items() if place[:2] == side],
             )
         others = [name for name in self._own(path) if name not in places]
         if others:

@@ -57,7 +57,7 @@ class Serving:
     """For a model's parameters: the RNN and the place that each one serves, and its tensor.
 
     Attributes:
-        seats: Name -> path of the RNN and place in it, of every parameter that has a place.
+        places: Name -> path of the RNN and place in it, of every parameter that has a place.
         tensors: Name -> path of the tensor it serves, where that is not its own name.
         parametrized: Those of `tensors` that a parametrisation of the module itself keeps.
     """
@@ -66,7 +66,7 @@ class Serving:
         """Read the model's present state."""
         self._modules, self._parameters, self._rnns = modules, parameters, rnns
         self._lacking = {path: _lacking(module) for path, module in rnns.items()}
-        self.seats: dict[str, tuple[str, Place]] = {}
+        self.places: dict[str, tuple[str, Place]] = {}
         self.tensors: dict[str, str] = {}
         self.parametrized: dict[str, str] = {}
         for name in parameters:
@@ -77,7 +77,7 @@ class Serving:
         base = base_name(name)
         place = None if rnn is None else place_of(name[len(rnn) + 1 :] if rnn else name)
         if rnn is not None and place is not None:
-            self.seats[name] = rnn, place
+            self.places[name] = rnn, place
         if base != name and self._is_tensor(base):
             self.tensors[name] = self.parametrized[name] = base
         elif is_factor(name) and base in self._parameters:
@@ -86,7 +86,7 @@ class Serving:
             owner, tensor = found
             self.tensors[name] = join(owner, tensor)
             if owner in self._rnns and (place := place_of(tensor)):
-                self.seats[name] = owner, place
+                self.places[name] = owner, place
         path = self.tensors.get(name, name)
         if (bare := without_base_layers(path)) != name:
             self.tensors[name] = bare

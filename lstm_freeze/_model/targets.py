@@ -100,7 +100,7 @@ def _match(tree: Tree, target: str, shown: str) -> set[str]:
     if "*" in target:
         glob = _glob(target)
         return {n for n in tree.parameters if any(map(glob.fullmatch, _paths_to(tree, n)))}
-    return {name for name, base in tree.served.items() if base == target}
+    return {name for name, base in tree.tensors_served.items() if base == target}
 
 
 def _factors(tree: Tree, target: str) -> set[str]:
@@ -117,7 +117,7 @@ def _glob(pattern: str) -> re.Pattern[str]:
 
 def _paths_to(tree: Tree, name: str) -> Iterator[str]:
     """A parameter's modules and its own name, and those of the tensor it serves."""
-    for path in dict.fromkeys((name, tree.served.get(name, name))):
+    for path in dict.fromkeys((name, tree.tensors_served.get(name, name))):
         pieces = path.split(".")
         yield from (".".join(pieces[: i + 1]) for i in range(len(pieces)))
 

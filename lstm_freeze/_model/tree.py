@@ -166,7 +166,7 @@ class Tree:
     @cached_property
     def _places(self) -> dict[str, dict[str, Place]]:
         found: dict[str, dict[str, Place]] = {path: {} for path in self.rnns}
-        for name, (path, place) in self._serving.seats.items():
+        for name, (path, place) in self._serving.places.items():
             found[path][name] = place
         return found
 
@@ -176,16 +176,16 @@ class Tree:
 
     def rnn_of(self, name: str) -> str | None:
         """The path of the RNN that a parameter serves; None where it serves none."""
-        seat = self._serving.seats.get(name)
-        return seat[0] if seat else None
+        found = self._serving.places.get(name)
+        return found[0] if found else None
 
     def place_of(self, name: str) -> Place | None:
         """The place of a parameter in the RNN that it serves; None where it serves none."""
-        seat = self._serving.seats.get(name)
-        return seat[1] if seat else None
+        found = self._serving.places.get(name)
+        return found[1] if found else None
 
     @property
-    def served(self) -> dict[str, str]:
+    def tensors_served(self) -> dict[str, str]:
         """Name -> path of the tensor it serves, where that is not its own name."""
         return self._serving.tensors
 

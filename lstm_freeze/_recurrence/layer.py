@@ -55,8 +55,9 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State]:
     cells = memory.empty(data, D, batch + (N if keep else 1), H)
     cells[:, :batch] = 0 if c0 is None else c0
     state = State(gates, hidden, cells)
-    engine = loop_native if loop_native.applies(data) else loop_torch
-    loop = engine.Forward(directions, state, batch, batch_sizes, keep)
+    native = loop_native.applies(data)
+    walk = loop_native.NativeForward if native else loop_torch.TorchForward
+    loop = walk(directions, state, batch, batch_sizes, keep)
     for block in blocks:
         first, last = bounds(block)
         base = 0 if keep else first
@@ -137,8 +138,8 @@ def _gate_gradients(
     )
     dh = _sides_of(grads[0], back, active, memory.empty(state.gates, D, N, P))
     found = Gradients(dh, dh_n, dc, memory.empty(state.gates, *state.gates.shape))
-    engine = loop_native if loop_native.applies(state.gates) else loop_torch
-    engine.walk_back(directions, state, batch, batch_sizes, found, active, blocks)
+    loop = loop_native if loop_native.applies(state.gates) else loop_torch
+    loop.walk_back(directions, state, batch, batch_sizes, found, active, blocks)
     return found
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import struct
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .._extensions import ready
+from .._warn import warn
 from . import memory
 from .agreement import is_there
 from .cell import GATES, gates_size
@@ -47,13 +47,12 @@ def _wanted(setting: str, extension: ModuleType | None) -> bool:
             f"it applies), got {setting!r}"
         )
     if setting == "1" and extension is None:
-        warnings.warn(
+        warn(
             "LSTM_FREEZE_NATIVE=1 asks for the native loop, but its extension "
             "lstm_freeze._recurrence._timeloop was not built for this version of the package, so "
             "torch operations do its work; install a C compiler and then lstm-freeze again, or "
             "unset LSTM_FREEZE_NATIVE",
             RuntimeWarning,
-            stacklevel=2,
         )
     return extension is not None and (setting == "1" or (not setting and _is_measured(extension)))
 
@@ -109,8 +108,8 @@ def applies(tensor: Tensor) -> bool:
     return _enabled and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 
-class Forward:
-    """Walks through the time blocks of a layer, as `loop_torch.Forward` does."""
+class NativeForward:
+    """Walks through the time blocks of a layer, as `loop_torch.TorchForward` does."""
 
     def __init__(
         self,
@@ -143,7 +142,7 @@ class Forward:
             _operand("hidden", hidden, D, P),
             _operand("cells", cells, D, H),
             (0, 0) if self._squashed is None else _operand("squashed", self._squashed, D, H),
-            *_both(self._weight_hh, self._weight_hr),
+            *_operands(self._weight_hh, self._weight_hr),
         )
         owners = (self._state, self._squashed, self._weight_hh, self._weight_hr, self._steps)
         _timeloop.forward(torch.get_num_threads(), job, owners)
@@ -176,7 +175,7 @@ def walk_back(
         _operand("dh_n", grads.dh_n[here], D, P),
         _operand("dc", grads.dc[here], D, H),
         _operand("dgates", grads.dgates[here], D, gates_size(H)),
-        *_both(weight_hh, weight_hr),
+        *_operands(weight_hh, weight_hr),
     )
     owners = (state, grads, weight_hh, weight_hr, steps)
     _timeloop.backward(torch.get_num_threads(), job, owners)
@@ -210,7 +209,7 @@ def _panels(name: str, weights: Sequence[Tensor], units: int, depth: int, gates:
     return panels
 
 
-def _both(hh: Tensor, hr: Tensor | None) -> tuple[tuple[int, int], tuple[int, int]]:
+def _operands(hh: Tensor, hr: Tensor | None) -> tuple[tuple[int, int], tuple[int, int]]:
     """The panels as the extension's operands; a null one where there is no projection."""
     return (hh.data_ptr(), hh.stride(0)), (0, 0) if hr is None else (hr.data_ptr(), hr.stride(0))
 

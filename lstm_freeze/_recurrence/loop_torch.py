@@ -26,7 +26,7 @@ def _steps(tensor: Tensor, run: Run, first: int = 0) -> tuple[Tensor, ...]:
     return torch.unbind(rows.view(rows.shape[0], run.steps, run.batch, rows.shape[2]), 1)
 
 
-class Forward:
+class TorchForward:
     """Walks through the time blocks of a layer, all directions at once.
 
     Args:

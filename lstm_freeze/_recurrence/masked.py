@@ -16,7 +16,7 @@ from . import cell
 from .weights import Weights
 
 
-def equations(
+def masked_equations(
     data: Tensor,
     lengths: Tensor,
     h0: Tensor | None,

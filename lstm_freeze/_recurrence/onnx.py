@@ -34,7 +34,7 @@ def layer(
     c0: Tensor | None,
     directions: Sequence[Weights],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer over time; arguments, results and shapes as in `masked.equations`."""
+    """One layer over time; arguments, results and shapes as in `masked_equations`."""
     T, B, _ = data.shape
     directions = [weights.merged() for weights in directions]
     D, H = len(directions), directions[0].hidden_size

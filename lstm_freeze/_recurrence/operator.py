@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .._torch_internals import is_batched_gradient, is_fake
-from . import masked, onnx, tracing
+from . import onnx, tracing
 from .agreement import check_gradients, check_inputs, check_state
 from .cell import gates_size
 from .equations import equations
 from .flops import backward_flops, forward_flops
 from .layer import Wanted, backward, forward
+from .masked import masked_equations
 from .weights import Inputs, State, Weights
 
 # An operator takes a flat list of tensors. Its order is told here and in the next three functions.
@@ -226,7 +227,7 @@ def run_layer(
         if tracing.is_recorded_for_onnx(data) and onnx.takes(data, batch_sizes, directions):
             return onnx.layer(data, lengths, h0, c0, directions)
         if lengths is not None:
-            return masked.equations(data, lengths, h0, c0, directions)
+            return masked_equations(data, lengths, h0, c0, directions)
         return equations(*inputs)
     flat = _flat(inputs[:-1], directions)
     trains = [x is not None and x.requires_grad for x in flat]

@@ -26,8 +26,8 @@ from .._recurrence import (
 from .._warn import warn
 from . import checks
 from .conversion import adopt, is_plain
-from .groups import ParameterGroup, groups_of
 from .padding import Lengths, as_lengths, masked_rows, padded_rows
+from .parameter_group import ParameterGroup, parameter_groups
 from .precision import precision_of
 from .prefix import CachesPrefix, are_zeros, frozen_prefix
 from .stack import Stack, States
@@ -95,7 +95,6 @@ class BiLSTM(nn.Module):
             dropout=dropout,
             bidirectional=bidirectional,
             proj_size=proj_size,
-            stacklevel=2,
         )
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -212,7 +211,7 @@ class BiLSTM(nn.Module):
             [(0, 'forward'), (0, 'reverse')]
         """
         named = self.named_parameters(remove_duplicate=False)
-        return groups_of(named, self.num_layers, self.num_directions)
+        return parameter_groups(named, self.num_layers, self.num_directions)
 
     def forward(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import warnings
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .._recurrence import Weights, check_is_there, is_traced, unpermuted
+from .._warn import warn
 from .precision import autocast_dtype
 
 _AUTOCAST_CONVERTS = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,7 +28,6 @@ def check_options(
     dropout: Any,
     bidirectional: Any,
     proj_size: Any,
-    stacklevel: int,
 ) -> None:
     """Raises, and warns of dropout that has no effect, as nn.LSTM's constructor does."""
     required = "dropout should be a number in range [0, 1]"
@@ -47,11 +46,10 @@ def check_options(
     if not isinstance(num_layers, int):
         raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
     if dropout > 0 and num_layers == 1:  # type: ignore[operator]
-        warnings.warn(
+        warn(
             "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
             f"expects num_layers greater than 1, but got dropout={dropout} and "
             f"num_layers={num_layers}",
-            stacklevel=stacklevel + 1,
         )
     for name, value, kind in (
         ("bias", bias, bool),

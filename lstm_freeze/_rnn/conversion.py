@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -71,7 +70,6 @@ def swap_lstms(
     convert: Callable[[nn.LSTM], nn.Module],
     done: type[nn.Module],
     subclasses: bool,
-    stacklevel: int,
 ) -> tuple[str, ...]:
     """Puts `convert(lstm)` in the place of every nn.LSTM inside `model`; returns their paths.
 
@@ -101,15 +99,14 @@ def swap_lstms(
     for parent, name, lstm in places.values():
         parent._modules[name] = converted[lstm]
     for path, lstm in left.items():
-        warnings.warn(
+        warn(
             f"{path!r} is a {type(lstm).__name__}, a subclass of nn.LSTM that may do more than "
             "nn.LSTM: left as it is; replace_lstm(model, subclasses=True) replaces nn.LSTM's part "
             "of it and keeps what it adds",
-            stacklevel=stacklevel,
         )
     _say_what_is_kept_outside(model, {id(module) for module in left.values()}, done)
     if not places and not left:
-        _say_what_there_is(model, done, stacklevel + 1)
+        _say_what_there_is(model, done)
     return tuple(places)
 
 
@@ -124,7 +121,7 @@ def _say_what_is_kept_outside(model: nn.Module, left: set[int], done: type[nn.Mo
             )
 
 
-def _say_what_there_is(model: nn.Module, done: type[nn.Module], stacklevel: int) -> None:
+def _say_what_there_is(model: nn.Module, done: type[nn.Module]) -> None:
     """Warns that there was nothing to replace; not where all is replaced already."""
     tree = Tree(model)
     if any(isinstance(rnn, done) for rnn in tree.rnns.values()):
@@ -137,9 +134,8 @@ def _say_what_there_is(model: nn.Module, done: type[nn.Module], stacklevel: int)
         if found
         else ("nor any other RNN")
     )
-    warnings.warn(
+    warn(
         f"replace_lstm replaced nothing: there is no nn.LSTM in this {type(model).__name__}; {saw}",
-        stacklevel=stacklevel,
     )
 
 

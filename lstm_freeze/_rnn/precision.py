@@ -18,17 +18,17 @@ class Precision(NamedTuple):
     output: torch.dtype
     cell: torch.dtype
 
-    def admit(self, tensor: Tensor) -> Tensor:
+    def converted(self, tensor: Tensor) -> Tensor:
         """A tensor as the recurrence takes it."""
         if tensor.dtype == self.rounded == self.compute:
             return tensor
         return tensor.to(self.rounded).to(self.compute)
 
-    def admit_all(self, weights: Weights) -> Weights:
+    def converted_weights(self, weights: Weights) -> Weights:
         """All weights as the recurrence takes them."""
         ih, hh, *rest = weights
-        others = [None if w is None else self.admit(w) for w in rest]
-        return Weights(self.admit(ih), self.admit(hh), *others)
+        others = [None if w is None else self.converted(w) for w in rest]
+        return Weights(self.converted(ih), self.converted(hh), *others)
 
 
 def precision_of(

@@ -1,4 +1,4 @@
-"""What BiLSTM asks of the cache that may serve its frozen prefix."""
+"""What BiLSTM asks of a prefix cache, and which layers it lets the cache compute."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CachesPrefix(Protocol):
         """Say once that dropout makes the prefix random, so that nothing can be kept."""
 
     def warn_of_states(self) -> None:
-        """Say once that states on an accelerator are not looked at, so that nothing is served."""
+        """Say once that states on an accelerator are not looked at, so that nothing is looked up."""
 
 
 def are_zeros(states: Iterable[Tensor]) -> bool | None:

@@ -44,4 +44,4 @@ def replace_lstm(model: nn.Module, *, subclasses: bool = False) -> tuple[str, ..
             return BiLSTM._from_lstm(lstm, share_hooks=True)
         return on_bilstm(lstm)
 
-    return swap_lstms(model, convert, BiLSTM, subclasses, stacklevel=3)
+    return swap_lstms(model, convert, BiLSTM, subclasses)

@@ -43,15 +43,16 @@ class Stack(NamedTuple):
         precision, data = self.precision, rows.data
         if self.dropout[index]:
             data = F.dropout(data, self.dropout[index], training=True)
-        directions = [precision.admit_all(weights) for weights in self.weights[index]]
+        directions = [precision.converted_weights(weights) for weights in self.weights[index]]
         h0 = c0 = None
         if self.hx is not None:
             D = len(directions)
             here = slice(index * D, (index + 1) * D)
-            h0 = precision.admit(self.hx[0][here])
+            h0 = precision.converted(self.hx[0][here])
             c0 = self.hx[1][here].to(precision.compute)
+        data = precision.converted(data)
         output, h, c = run_layer(
-            precision.admit(data), rows.batch_sizes, rows.reverse, h0, c0, directions, rows.lengths
+            data, rows.batch_sizes, rows.reverse, h0, c0, directions, rows.lengths
         )
         output, h = output.to(precision.output), h.to(precision.output)
         return rows.with_data(output), (h, c.to(precision.cell))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._checks import as_module
-from .._hashing import fingerprints as hashes_of
+from .._hashing import tensor_hashes
 from .tensors import state_of, with_names
 
 _HEX = re.compile("[0-9a-f]{16}")
@@ -48,7 +48,7 @@ def fingerprints(module: nn.Module) -> dict[str, str]:
 def prints_of(state: Mapping[str, Tensor]) -> dict[str, str]:
     """The fingerprint of each tensor; one that has several names is read once."""
     distinct = {id(tensor): tensor for tensor in state.values()}
-    found = dict(zip(distinct, hashes_of(distinct.values()), strict=True))
+    found = dict(zip(distinct, tensor_hashes(distinct.values()), strict=True))
     return {name: f"{found[id(tensor)]:016x}" for name, tensor in state.items()}
 
 

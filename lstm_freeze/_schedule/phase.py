@@ -108,7 +108,7 @@ def in_turn(
     return tuple(Phase(i * every, stage, lr=lr) for i, stage in enumerate(stages))
 
 
-def described(phase: Phase) -> dict[str, Any]:
+def phase_as_dict(phase: Phase) -> dict[str, Any]:
     """A phase as plain types."""
     found: dict[str, Any] = {"start": phase.start, "train": list(phase.train)}
     if phase.lr is not None:

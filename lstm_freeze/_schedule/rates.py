@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from . import warmup
 from .annealing import Annealing
-from .phase import Phase, described
+from .phase import Phase, phase_as_dict
 
 PHASE = "freeze_phase"  # the mark of the phase that was begun last
 TIME = "freeze_time"  # the epoch or step of the last call
@@ -23,9 +23,9 @@ INITIAL = "freeze_initial_lr"  # where progressive freezing began
 Group = dict[str, Any]
 
 
-def mark_of(phase: Phase, unit: str) -> str:
+def phase_mark(phase: Phase, unit: str) -> str:
     """What tells one phase from others, in checkpoints too: a word made of all it says."""
-    words = repr((unit, described(phase)))
+    words = repr((unit, phase_as_dict(phase)))
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
@@ -42,7 +42,7 @@ def label(group: Group, index: int) -> str:
     return f"group {group['name']!r}" if "name" in group else f"group {index}"
 
 
-def groups_of(optimizers: Iterable[Optimizer]) -> Iterator[tuple[str, Group]]:
+def labelled_groups(optimizers: Iterable[Optimizer]) -> Iterator[tuple[str, Group]]:
     """Every (label, group) of several optimizers."""
     for optimizer in optimizers:
         for index, group in enumerate(optimizer.param_groups):
@@ -56,14 +56,14 @@ def forget(optimizers: Sequence[Optimizer], inside: set[int]) -> None:
         optimizers: Whose groups.
         inside: The ids of the parameters that the schedule decides about.
     """
-    for _, group in groups_of(optimizers):
+    for _, group in labelled_groups(optimizers):
         if _holds(group, inside):
             warmup.end(group)
             for key in (PHASE, TIME, INITIAL):
                 group.pop(key, None)
 
 
-def begin(
+def begin_phase(
     optimizers: Sequence[Optimizer],
     mark: str,
     when: float | None,
@@ -88,7 +88,7 @@ def begin(
         steps: The length of the warm-up in optimizer steps; 0 for none.
         show: Whether the rate between two steps of a warm-up is that of the next step.
     """
-    for _, group in groups_of(optimizers):
+    for _, group in labelled_groups(optimizers):
         if not _holds(group, inside):
             continue
         begun = is_begun(group, mark, when)
@@ -120,7 +120,7 @@ def anneal(
         layer_of: Which layer of the rule a parameter belongs to, by id.
         epoch: How much of the training is done, in epochs.
     """
-    for _, group in groups_of(optimizers):
+    for _, group in labelled_groups(optimizers):
         layers = {layer_of[id(p)] for p in group["params"] if id(p) in layer_of}
         if layers:
             present = float(group["initial_lr"] if "initial_lr" in group else group["lr"])

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .kinds import RecipeKind, kind_of
 from .phase import raise_all
+from .recipe_definition import RecipeDefinition, definition_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ class Recipe:
         self, name: str, arguments: Mapping[str, Any], schedule_class: type[FreezeSchedule]
     ) -> None:
         """Check the name and the arguments; all mistakes are said at once."""
-        self.name = kind_of(name).name
+        self.name = definition_of(name).name
         mistakes = self.kind.mistakes(arguments)
         if len(mistakes) == 1:
             raise mistakes[0]
@@ -51,9 +51,9 @@ class Recipe:
         self._schedule_class = schedule_class
 
     @property
-    def kind(self) -> RecipeKind:
+    def kind(self) -> RecipeDefinition:
         """What the recipe is: its function, and the checks of its arguments."""
-        return kind_of(self.name)
+        return definition_of(self.name)
 
     @property
     def scope(self) -> tuple[str, ...]:

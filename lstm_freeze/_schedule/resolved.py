@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .._cache import PrefixLevels
-from .._freezing import Freeze, describe, set_trainable
+from .._freezing import Freeze, sentence_about_constants, set_trainable
 from .._model import Part, Tree, numel
 from .._optimizers import refuse_lbfgs, require_held
 from . import rates, warmup
@@ -110,7 +110,7 @@ class ResolvedSchedule:
     @property
     def about_constants(self) -> str:
         """Which parameters no phase trains since they were frozen from the first."""
-        return describe(self._tree, self.constants)
+        return sentence_about_constants(self._tree, self.constants)
 
     @property
     def trainable(self) -> int:
@@ -194,7 +194,7 @@ class ResolvedSchedule:
         self._entered = index
         if self.sets_rates:
             before = self.phases[index - 1].ids if index else set()
-            rates.begin(
+            rates.begin_phase(
                 optimizers,
                 self._mark(index),
                 when,
@@ -222,7 +222,7 @@ class ResolvedSchedule:
         """Whether rates are set, now or later, and this call is the first of a phase."""
         return self.sets_rates and not all(
             rates.is_begun(group, self._mark(index), when)
-            for _, group in rates.groups_of(optimizers)
+            for _, group in rates.labelled_groups(optimizers)
             if any(id(p) in self._inside_ids for p in group["params"])
         )
 
@@ -232,7 +232,7 @@ class ResolvedSchedule:
 
     def show_warm_up(self, optimizers: Sequence[Optimizer], shown: bool) -> None:
         """Set the rates of what warms up to those of the next step, or back to the whole ones."""
-        for _, group in rates.groups_of(optimizers):
+        for _, group in rates.labelled_groups(optimizers):
             (warmup.show_part if shown else warmup.hide)(group)
 
     def anneal(self, optimizers: Sequence[Optimizer], epoch: float) -> None:
@@ -263,7 +263,7 @@ class ResolvedSchedule:
         remedy = "give each its own param group, as param_groups(module, lr) does"
         constants = {id(p) for p in self.constants.values()}
         for _, phase in self._setting_rates():
-            for label, group in rates.groups_of(optimizers):
+            for label, group in rates.labelled_groups(optimizers):
                 ids = {id(p) for p in group["params"]} - constants
                 if not ids & phase.ids:
                     continue
@@ -279,7 +279,7 @@ class ResolvedSchedule:
                         f"different rates; {remedy}"
                     )
         if self.schedule.annealing is not None:
-            for label, group in rates.groups_of(optimizers):
+            for label, group in rates.labelled_groups(optimizers):
                 if len({self._layer_of.get(id(p)) for p in group["params"]}) > 1:
                     yield (
                         "progressive_freezing gives each layer its own learning rate, and the "
@@ -294,7 +294,7 @@ class ResolvedSchedule:
             yield from overwriting(schedulers, annealed=self.schedule.annealing is not None)
 
     def _mark(self, index: int) -> str:
-        return rates.mark_of(self.phases[index].phase, self.schedule.unit)
+        return rates.phase_mark(self.phases[index].phase, self.schedule.unit)
 
     def _idle_under_amp(self, optimizers: Sequence[Optimizer]) -> Iterator[str]:
         for phase in self.phases:

@@ -13,12 +13,12 @@ from .._checks import as_integer, as_module, as_number
 from .._freezing import Freeze
 from .._model import Target, as_targets
 from .._optimizers import as_optimizers
-from . import recipes as recipes  # it fills KINDS
+from . import recipes as recipes  # it fills RECIPES
 from .annealing import Annealing
-from .kinds import KINDS, Outline, RecipeMethod, as_rest, kind_of
 from .lr_schedulers import schedulers_of
-from .phase import Phase, as_phases, described, raise_all
+from .phase import Phase, as_phases, phase_as_dict, raise_all
 from .recipe import Recipe
+from .recipe_definition import RECIPES, Outline, RecipeMethod, as_rest, definition_of
 from .recipes.chain_thaw import chain_thaw
 from .recipes.gradual_unfreezing import gradual_unfreezing
 from .recipes.linear_probing import linear_probing
@@ -264,7 +264,7 @@ class FreezeSchedule:
         if self.annealing is not None:
             rest = {} if self.rest == "leave" else {"rest": self.rest}
             return {**self.annealing.description(self.scope), **rest}
-        found: dict[str, Any] = {"phases": [described(phase) for phase in self._phases]}
+        found: dict[str, Any] = {"phases": [phase_as_dict(phase) for phase in self._phases]}
         if self.unit != "epoch":
             found["unit"] = self.unit
         if self.scope != ("*",):
@@ -319,15 +319,16 @@ class FreezeSchedule:
             if not isinstance(phases, Mapping):
                 phases = [Phase(**phase) for phase in phases]
             return cls(phases, **arguments)
-        if not (found_in := kind_of(recipe).found) or not {"groups", *found_in} <= arguments.keys():
+        found_in = definition_of(recipe).found
+        if not found_in or not {"groups", *found_in} <= arguments.keys():
             return cls.recipe(recipe, **arguments)
         scope, rest = tuple(arguments.pop("scope")), arguments.pop("rest", "leave")
         return cls.from_outline(Annealing.from_description(**arguments), scope, rest)
 
 
-for _name, _kind in KINDS.items():
+for _name, _definition in RECIPES.items():
     if _name not in vars(FreezeSchedule):
-        setattr(FreezeSchedule, _name, RecipeMethod(_kind.outline))
+        setattr(FreezeSchedule, _name, RecipeMethod(_definition.outline))
 
 
 def _as_time(epoch: Any) -> float:

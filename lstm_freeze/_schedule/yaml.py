@@ -10,8 +10,8 @@ from typing import Any
 
 from .._checks import did_you_mean
 from .._model import as_targets
-from .kinds import as_rest, kind_of
-from .phase import Phase, described, wrong_starts
+from .phase import Phase, phase_as_dict, wrong_starts
+from .recipe_definition import as_rest, definition_of
 
 try:
     import yaml
@@ -89,7 +89,7 @@ class _Reader:
         node = items.pop("recipe")
         name = self.value(node)
         try:
-            kind = kind_of(name)
+            kind = definition_of(name)
             allowed = (*kind.checks, *kind.found)
             for key in KEYS:
                 if key in items and key not in allowed:
@@ -126,7 +126,7 @@ class _Reader:
         if len(self.mistakes) == before:
             for mistake in wrong_starts(phases):
                 self.wrong(node, "phases", mistake)
-        return [described(phase) for phase in sorted(phases, key=lambda p: p.start)]
+        return [phase_as_dict(phase) for phase in sorted(phases, key=lambda p: p.start)]
 
     def phase(self, node: Node, key: str) -> Phase | None:
         """One phase of a list."""

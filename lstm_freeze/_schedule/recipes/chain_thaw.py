@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from torch import nn
 
 from ..._model import Groups
-from ..kinds import Outline, as_length, as_own_layers, as_part, as_rest, recipe
 from ..layers import layers_of
 from ..phase import Phase, as_rates, in_turn
+from ..recipe_definition import Outline, as_length, as_own_layers, as_part, as_rest, recipe
 
 
 @recipe(

@@ -7,8 +7,8 @@ from torch import nn
 from ..._checks import as_bool
 from ..._model import Groups
 from ..annealing import Annealing, as_shape, as_start
-from ..kinds import Outline, as_length, as_own_layers, as_part, as_rest, recipe
 from ..layers import layers_of
+from ..recipe_definition import Outline, as_length, as_own_layers, as_part, as_rest, recipe
 
 
 @recipe(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def snapshot(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[str, Tensor]:
+def copy_state(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[str, Tensor]:
     """Copy all of the module's state that training changes, as far as it belongs to a scope.
 
     A buffer belongs to it where all parameters beside it do: those of its own module, or of the
@@ -29,11 +29,11 @@ def snapshot(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[str, Tens
 
 
 @torch.no_grad()
-def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
+def write_back(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Write copied values back into the same tensors."""
     for name, value in module.state_dict().items():
-        if name in weights:
-            value.copy_(weights[name])
+        if name in state:
+            value.copy_(state[name])
 
 
 def _buffers_outside(module: nn.Module, ids: set[int]) -> Iterator[str]:

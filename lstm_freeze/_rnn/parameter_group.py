@@ -32,7 +32,7 @@ class ParameterGroup:
     parameters: tuple[nn.Parameter, ...] = field(repr=False)
 
 
-def groups_of(
+def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], num_layers: int, num_directions: int
 ) -> tuple[ParameterGroup, ...]:
     """Groups, input side first and forward before reverse, of an RNN's named parameters."""

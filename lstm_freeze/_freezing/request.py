@@ -14,7 +14,7 @@ from .switches import ConstantSwitch, RequiresGrad, Slot, Switch
 
 
 @dataclass(frozen=True)
-class Plan:
+class Request:
     """Parameters, by first name, that are to be frozen and to be trainable from now on.
 
     Attributes:

@@ -28,7 +28,7 @@ P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
-class RecipeKind:
+class RecipeDefinition:
     """One recipe that exists.
 
     Attributes:
@@ -89,7 +89,7 @@ class RecipeKind:
         return str({**self.defaults, **arguments}.get("rest", "leave"))
 
 
-KINDS: dict[str, RecipeKind] = {}
+RECIPES: dict[str, RecipeDefinition] = {}
 """Name -> recipe; `recipes` fills it."""
 
 
@@ -113,24 +113,24 @@ def recipe(
         assert list(checks) == [a.name for a in arguments], "each argument has its check, in order"
         defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
         name = function.__name__
-        KINDS[name] = RecipeKind(name, checked, checks, defaults, found)
+        RECIPES[name] = RecipeDefinition(name, checked, checks, defaults, found)
         return checked
 
     return register
 
 
-def kind_of(name: Any) -> RecipeKind:
+def definition_of(name: Any) -> RecipeDefinition:
     """The recipe of a name.
 
     Raises:
         ValueError: There is none.
     """
-    if not isinstance(name, str) or name not in KINDS:
+    if not isinstance(name, str) or name not in RECIPES:
         raise ValueError(
-            f"no recipe {name!r}; the recipes: {', '.join(sorted(KINDS))}"
-            + did_you_mean(str(name), KINDS)
+            f"no recipe {name!r}; the recipes: {', '.join(sorted(RECIPES))}"
+            + did_you_mean(str(name), RECIPES)
         )
-    return KINDS[name]
+    return RECIPES[name]
 
 
 class RecipeMethod(Generic[P]):
@@ -144,7 +144,7 @@ class RecipeMethod(Generic[P]):
         """The method, for the class it is called on."""
         outline = self.outline
         signature = inspect.signature(outline)
-        kind = KINDS[outline.__name__]
+        kind = RECIPES[outline.__name__]
 
         @wraps(outline)
         def method(*args: P.args, **kwargs: P.kwargs) -> FreezeSchedule:

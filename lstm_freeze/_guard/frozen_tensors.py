@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from .._freezing import decider_of, is_normalization
-from .._hashing import bits_of, fingerprints, has_bits, same_bits
+from .._hashing import bits_of, has_bits, same_bits, tensor_hashes
 from .._model import Tree, join
 from .change import Change
 from .remembered import Key, Remembered, entry
 from .snapshot import Snapshot
 
 
-class Memory:
+class FrozenTensors:
     """What a module's frozen tensors were.
 
     A copy or a pickle of it belongs to the copy of the module that is made with it.
@@ -130,7 +130,7 @@ class Memory:
             for one, tensor in here:
                 one.snapshot = Snapshot.of(tensor, bits_of(tensor, copy=True))
         else:
-            for (one, tensor), value in zip(here, fingerprints(t for _, t in here), strict=True):
+            for (one, tensor), value in zip(here, tensor_hashes(t for _, t in here), strict=True):
                 one.snapshot = Snapshot.of(tensor, value)
 
     def _different(self, several: Sequence[Remembered]) -> list[Change]:
@@ -143,7 +143,7 @@ class Memory:
             now = ((was, bits_of(tensor)) for was, tensor in there)
             same = same_bits((bits, was.bits_on(bits.words.device)) for was, bits in now)
         else:
-            found = fingerprints(tensor for _, tensor in there)
+            found = tensor_hashes(tensor for _, tensor in there)
             same = [was.content == f for (was, _), f in zip(there, found, strict=True)]
         unchanged = {id(was) for (was, _), yes in zip(there, same, strict=True) if yes}
         return [

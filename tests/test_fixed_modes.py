@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from lstm_freeze import FrozenGuard, FrozenWeightsChanged, freeze
-from lstm_freeze._freezing import hold_of
+from lstm_freeze._freezing import fixed_mode_of
 
 BATCHES = [torch.randn(8, 3, generator=torch.Generator().manual_seed(i)) * 2 + 1 for i in range(4)]
 
@@ -86,8 +86,8 @@ def test_a_hold_in_a_copy_can_be_taken_off():
     held.handle = freeze(held, "1")
     other = copy.deepcopy(held)
     other.handle.undo()
-    assert hold_of(other[1]) is None
-    assert hold_of(held[1]) is not None
+    assert fixed_mode_of(other[1]) is None
+    assert fixed_mode_of(held[1]) is not None
     assert not other[1]._forward_hooks_always_called
     before = buffers(other)
     other[1](BATCHES[0])

@@ -1,8 +1,8 @@
-"""Modules held in a mode while their parameters are frozen: normalisation and dropout layers.
+"""FixedMode: normalisation and dropout layers stay in one mode while their parameters are frozen.
 
-A hold is a pair of forward hooks that switches an attribute (`training`, or an nn.LSTM's
-`dropout`) for the length of the forward pass. That survives `.train()`, `.eval()`, deepcopy and
-pickle, and it looks at `requires_grad` in every call, so that it lets go when they are unfrozen.
+A pair of forward hooks sets an attribute (`training`, or an nn.LSTM's `dropout`) for the length of
+the forward pass. So it survives `.train()`, `.eval()`, deepcopy and pickle. The hooks look at
+`requires_grad` in every call: once a parameter is unfrozen, they change nothing.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from .._torch_internals import is_dropout as is_dropout
 from .listeners import announce_recompute
 
 
-class Hold:
-    """The hooks of one held module.
+class FixedMode:
+    """The hooks that keep one module's mode fixed while the parameters that decide are frozen.
 
-    A batch norm whose statistics are being recomputed on purpose is let go until that is done:
-    `torch.optim.swa_utils.update_bn` and Lightning's StochasticWeightAveraging reset them and set
-    `momentum` to None for the passes that fill them anew. Where `momentum` was None from the
-    beginning, a counter of batches that was set back tells it, until the next pass in eval mode.
+    They do nothing while the statistics of a batch norm are recomputed on purpose.
+    `torch.optim.swa_utils.update_bn` and Lightning's StochasticWeightAveraging reset the statistics
+    and set `momentum` to None for the passes that fill them again. Where `momentum` was None from
+    the beginning, the counter of batches tells it: it was set back. That counts until the next pass
+    in eval mode.
 
     Attributes:
         decider: The module whose parameters decide.
-        attribute: What is held.
-        value: At which value.
+        attribute: The attribute that is fixed.
+        value: The value it is fixed at.
     """
 
     def __init__(self, owner: nn.Module, decider: nn.Module, attribute: str, value: float) -> None:
-        """Hold `attribute` of `owner` at `value` whenever all parameters of `decider` are frozen.
+        """Fix `attribute` of `owner` at `value` whenever all parameters of `decider` are frozen.
 
-        The owner is not kept: replicas of a module share its hooks.
+        No reference to the owner is kept: replicas of a module share its hooks.
         """
         self.decider = decider
         self.attribute = attribute
@@ -55,10 +56,10 @@ class Hold:
         frozen = [not p.requires_grad for p in self.decider.parameters()]
         return bool(frozen) and all(frozen)
 
-    def enter(self, module: nn.Module, args: Any) -> None:
-        """Before the forward pass."""
-        # Kept on the module and not here, see __init__.
-        module.__dict__[f"_held_{self.attribute}"] = getattr(module, self.attribute)
+    def before_forward(self, module: nn.Module, args: Any) -> None:
+        """Before the forward pass, set the value."""
+        # The own value is kept on the module and not here: replicas share these hooks.
+        module.__dict__[f"_own_{self.attribute}"] = getattr(module, self.attribute)
         if not self.active:
             return
         if self._is_recomputed(module):
@@ -66,23 +67,23 @@ class Hold:
         else:
             setattr(module, self.attribute, self.value)
 
-    def leave(self, module: nn.Module, *call: Any) -> None:
-        """After the forward pass, also one that raised."""
-        if (kept := f"_held_{self.attribute}") in module.__dict__:
+    def after_forward(self, module: nn.Module, *call: Any) -> None:
+        """After the forward pass, also one that raised, set the module's own value again."""
+        if (kept := f"_own_{self.attribute}") in module.__dict__:
             setattr(module, self.attribute, module.__dict__.pop(kept))
 
     def put_on(self, module: nn.Module) -> None:
         """Register the hooks."""
-        module.register_forward_pre_hook(self.enter, prepend=True)
+        module.register_forward_pre_hook(self.before_forward, prepend=True)
         if self.attribute == "training" and _has_old_spectral_norm(module):
             # The old-style norm is a pre-hook itself; the module's own forward, which may be a
             # cuDNN RNN's, stays in its mode.
-            module.register_forward_pre_hook(self.leave)
+            module.register_forward_pre_hook(self.after_forward)
         else:
-            module.register_forward_hook(self.leave, always_call=True)
+            module.register_forward_hook(self.after_forward, always_call=True)
 
     def take_off(self, module: nn.Module) -> None:
-        """Remove the hooks, also those that came into a copy of a held module by copying."""
+        """Remove the hooks, also those that came into a copy of the module by copying."""
         remove_hooks_of(module, self)
 
     def _is_recomputed(self, module: nn.Module) -> bool:
@@ -108,12 +109,12 @@ def _batches(module: nn.Module) -> int:
     return 0 if counter.is_meta else int(counter)
 
 
-def hold_of(module: nn.Module, attribute: str | None = None) -> Hold | None:
-    """The hold on a module, or on one attribute of it, if there is one."""
+def fixed_mode_of(module: nn.Module, attribute: str | None = None) -> FixedMode | None:
+    """The fixed mode of a module, or of one attribute of it; None where there is none."""
     for hook in module._forward_pre_hooks.values():
-        hold = getattr(hook, "__self__", None)
-        if isinstance(hold, Hold) and attribute in (None, hold.attribute):
-            return hold
+        found = getattr(hook, "__self__", None)
+        if isinstance(found, FixedMode) and attribute in (None, found.attribute):
+            return found
     return None
 
 

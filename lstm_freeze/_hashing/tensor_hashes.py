@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from .bits import Bits, as_words, bits_of, on_host
-from .word_sums import Table, has_extension, row_sums, sum_tables, weights
+from .word_sums import WordRows, has_extension, multipliers, row_sums, sum_tables
 
 ROW = 2048  # words to a row, each of which becomes one word of the next level
 _SEED = 0x5EED
 _MASK = 2**64 - 1
 
 
-def fingerprints(tensors: Iterable[Tensor]) -> list[int]:
+def tensor_hashes(tensors: Iterable[Tensor]) -> list[int]:
     """A 64-bit fingerprint of each tensor's bits, dtype and shape; order matters.
 
     The same on every platform, device and version: a value may be written to a file.
 
-    >>> one, two = fingerprints([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])])
+    >>> one, two = tensor_hashes([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])])
     >>> one == two
     False
     """
@@ -74,7 +74,7 @@ def _hash(bits: Bits) -> Tensor:
 
 def _level_sums(words: Tensor, level: int) -> Tensor:
     """The sums of the words, row by row; the last row may be short."""
-    low, high = _weights(level, words.device)
+    low, high = _multipliers(level, words.device)
     if words.device.type == "cpu" and has_extension():
         sums = words.new_empty(-(-len(words) // ROW))
         sum_tables(_tables(words.data_ptr(), len(words), sums.data_ptr()), low, high, (words, sums))
@@ -117,7 +117,7 @@ def _native_hashes(tensors: Sequence[Tensor]) -> list[int]:
             tables += _tables(start, count, end)
             left[i] = (end, -(-count // ROW))
             end += 8 * left[i][1]
-        sum_tables(tables, *_weights(level, sums.device), (owners, sums))
+        sum_tables(tables, *_multipliers(level, sums.device), (owners, sums))
         values, place = sums.tolist(), 0
         for i, (_, count) in list(left.items()):
             if count == 1:
@@ -128,17 +128,17 @@ def _native_hashes(tensors: Sequence[Tensor]) -> list[int]:
     return hashes
 
 
-def _tables(start: int, words: int, sums: int) -> list[Table]:
+def _tables(start: int, words: int, sums: int) -> list[WordRows]:
     """So many words at an address, as whole rows and a short last one."""
     rows, left = divmod(words, ROW)
-    tables = [Table(start, rows, ROW, sums)] if rows else []
+    tables = [WordRows(start, rows, ROW, sums)] if rows else []
     if left:
-        tables.append(Table(start + 8 * rows * ROW, 1, left, sums + 8 * rows))
+        tables.append(WordRows(start + 8 * rows * ROW, 1, left, sums + 8 * rows))
     return tables
 
 
-def _weights(level: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    low, high = weights(_SEED + level, 2, ROW, device)
+def _multipliers(level: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    low, high = multipliers(_SEED + level, 2, ROW, device)
     return low, high
 
 
