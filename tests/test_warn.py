@@ -1,6 +1,9 @@
 """Warnings blame the first line outside of this library, torch and Lightning, on every path."""
 
 import inspect
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -8,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from lstm_freeze import FreezeSchedule, freeze, freeze_up_to, unfreeze
+from lstm_freeze import BiLSTM, FreezeSchedule, freeze, freeze_up_to, replace_lstm, unfreeze
 from lstm_freeze._warn import users_line, warn
 
 
@@ -42,6 +45,49 @@ def test_freezing_everything(path):
         warnings.simplefilter("always")
         *_, line = path(model())
     assert [(w.filename, w.lineno) for w in caught] == [(__file__, line)]
+
+
+class Wider(nn.LSTM):
+    """A subclass that replace_lstm leaves alone."""
+
+
+def a_dropout_without_effect():
+    return BiLSTM(2, 3, dropout=0.5), here()
+
+
+def nothing_to_replace():
+    return replace_lstm(nn.Linear(2, 1)), here()
+
+
+def a_subclass_left_alone():
+    return replace_lstm(nn.Sequential(Wider(2, 3))), here()
+
+
+MODULES = [a_dropout_without_effect, nothing_to_replace, a_subclass_left_alone]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.__name__)
+def test_modules(path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _, line = path()
+    assert [(w.filename, w.lineno) for w in caught] == [(__file__, line)]
+
+
+def test_at_import(tmp_path):
+    """LSTM_FREEZE_NATIVE=1 without the extension blames the line that imports the package."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nsys.modules['lstm_freeze._recurrence._timeloop'] = None\nimport lstm_freeze\n"
+    )
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LSTM_FREEZE_NATIVE": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"{script}:3: RuntimeWarning: LSTM_FREEZE_NATIVE=1" in run.stderr
 
 
 @pytest.fixture

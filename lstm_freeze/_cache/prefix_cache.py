@@ -2,8 +2,8 @@
 
 A sample's key is made of all that its output depends on: a 128-bit hash of its own input rows, its
 length, the depth of the prefix, the fingerprint of its weights, dtypes and device. So a change
-of any of these can only miss. (AutoFreeze, Liu et al. 2021, arXiv 2102.01386, caches what the frozen
-prefix of a transformer puts out.)
+of any of these can only miss. (AutoFreeze, Liu et al. 2021, arXiv 2102.01386, caches the output of
+a transformer's frozen prefix.)
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class PrefixCache:
         )
 
     def warn_of_states(self) -> None:
-        """Say once that states on an accelerator are not looked at, so that nothing is looked up."""
+        """Say once that states on an accelerator are not read, so that the cache is bypassed."""
         self._warn_once(
             "`hx` is given, and to see whether it is zeros the host would wait for the accelerator "
             "at each call; leave `hx` out where it is zeros"
@@ -206,7 +206,7 @@ class PrefixCache:
         depth: int,
         run: RunLayers,
     ) -> tuple[Rows, Tensor, Tensor]:
-        """Run the layers from a level up to the depth, and keep the outputs at the levels to keep."""
+        """Run the layers from a level up to the depth, and keep the samples where asked to."""
         h = [torch.stack([e.h for e in prior], 1)] if level else []
         c = [torch.stack([e.c for e in prior], 1)] if level else []
         for stop in (*(x for x in self.keep_levels if level < x < depth), depth):
@@ -226,7 +226,7 @@ class PrefixCache:
         c: Tensor,
         passing: bool,
     ) -> None:
-        """Keep samples; those of a level on the way (`passing`) evict nothing and are evicted first."""
+        """Keep samples; those of a level on the way (`passing`) evict none and are evicted first."""
         row = rows.data.shape[-1] * rows.data.element_size()
         states = (h.nbytes + c.nbytes) // len(keys)
         # A tensor made in inference mode cannot be used in training; a copy made outside of it can.

@@ -63,7 +63,7 @@ def joined(samples: Sequence[Tensor], where: SampleRows) -> Tensor:
 
 
 def rows_of(samples: Sequence[Tensor], like: Rows) -> tuple[Rows, SampleRows]:
-    """Samples, (len, F) each, as dense or packed rows like `like`; packed ones by falling length."""
+    """Samples, (len, F) each, as rows in the form of `like`; packed rows by falling length."""
     if like.batch_sizes is None:
         rows = Rows(torch.stack(list(samples), 1))
         return rows, sample_rows(rows)

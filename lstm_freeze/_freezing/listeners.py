@@ -47,7 +47,7 @@ def announce_recompute(module: nn.Module) -> None:
 
 
 def idle_steps() -> dict[int, int]:
-    """Id of each trainable parameter that does not train -> for how many steps, from all listeners."""
+    """`Listener.idle_steps` of all listeners together."""
     found: dict[int, int] = {}
     for listener in tuple(listeners):
         found.update(listener.idle_steps())

@@ -31,7 +31,7 @@ class CachesPrefix(Protocol):
         """Say once that dropout makes the prefix random, so that nothing can be kept."""
 
     def warn_of_states(self) -> None:
-        """Say once that states on an accelerator are not looked at, so that nothing is looked up."""
+        """Say once that states on an accelerator are not read, so that the cache is bypassed."""
 
 
 def are_zeros(states: Iterable[Tensor]) -> bool | None:
