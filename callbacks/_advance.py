@@ -1,4 +1,4 @@
-"""Plateau: when the next phase begins, decided by a monitored metric. Pure functions of values."""
+"""Plateau: a monitored metric decides when the next phase begins. Pure functions of values."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Plateau:
     Args:
         monitor: The name of a logged metric.
         mode: `"min"` or `"max"`: which direction is better.
-        patience: How many validations without improvement a phase bears, at least 1.
-        min_delta: By how much the metric must be better to count as improved.
-        max_epochs_per_phase: A phase ends after so many epochs in any case; None for no limit.
+        patience: After how many validations without improvement a phase ends, at least 1.
+        min_delta: How much better the metric must be to count as improved.
+        max_epochs_per_phase: A phase ends after this many epochs at the latest; None: no limit.
         restore_best: Go back to the phase's best weights before the next begins.
 
     Raises:
@@ -74,17 +74,17 @@ class Plateau:
 
 @dataclass(frozen=True)
 class PlateauState:
-    """Where the phases are, and how the metric has gone in the present one.
+    """The present phase, and how the metric has developed in it.
 
     Attributes:
         phase: The index of the present phase.
-        began: The epoch it began with; None before training.
+        began: The epoch in which it began; None before training.
         best: The best value of the metric in this phase.
-        waited: Validations since then.
-        seen: The optimizer step of the last validation: one that is run again after a resume
-            says nothing new.
-        awaits: Whether a validation is to follow the last batch.
-        decided: The last epoch for which it was decided whether the next phase begins with it.
+        waited: How many validations there were since the best value.
+        seen: The optimizer step of the last validation. A validation that is run again after a
+            resume has the same step, and is not counted again.
+        awaits: Whether a validation still has to follow the last batch.
+        decided: The last epoch at whose start it was decided whether the next phase begins.
     """
 
     phase: int = 0
@@ -106,7 +106,7 @@ class PlateauState:
         return PlateauState(self.phase + 1, began=epoch, seen=self.seen)
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain types, for a checkpoint."""
+        """The state as plain types, for a checkpoint."""
         return asdict(self)
 
 
@@ -138,9 +138,9 @@ def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def validate(trainer: Trainer) -> None:
-    """Run the validation that a checkpoint of a train batch's end came before.
+    """Run the validation that Lightning leaves out when it resumes at the end of a train batch.
 
-    Lightning leaves it out when it resumes there.
+    The checkpoint was written before that validation.
     """
     loop = trainer.fit_loop.epoch_loop.val_loop
     loop.restarting = False

@@ -1,4 +1,4 @@
-"""A phase's best weights: what the schedule trains, kept on the CPU and written back."""
+"""A phase's best state: the weights and buffers that it trains, copied and written back."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 def copy_state(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[str, Tensor]:
-    """Copy all of the module's state that training changes, as far as it belongs to a scope.
+    """Copy, to the CPU, the trainable parameters of a scope and the buffers that belong to it.
 
-    A buffer belongs to it where all parameters beside it do: those of its own module, or of the
-    nearest module around it that has any.
+    A buffer belongs to the scope if all parameters of its own module do; for a module without
+    parameters, those of the nearest module around it.
     """
     ids = {id(p) for p in scope}
     left_out = {
@@ -30,7 +30,7 @@ def copy_state(module: nn.Module, scope: Iterable[nn.Parameter]) -> dict[str, Te
 
 @torch.no_grad()
 def write_back(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Write copied values back into the same tensors."""
+    """Write copied values back into the module's own tensors."""
     for name, value in module.state_dict().items():
         if name in state:
             value.copy_(state[name])

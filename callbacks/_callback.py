@@ -1,4 +1,4 @@
-"""A Callback for whichever Lightning the user's Trainer comes from.
+"""Callback: a base class for the Trainers of every Lightning that is installed.
 
 `pytorch_lightning.Callback` and `lightning.pytorch.Callback` are unrelated classes, and
 LightningCLI accepts only its own; a subclass of both is accepted everywhere.
@@ -29,7 +29,7 @@ else:
         return tuple(found)
 
     class Callback(*_installed()):
-        """A Callback of every Lightning that is installed."""
+        """A subclass of the Callback of every Lightning that is installed."""
 
 
 def stage_is_fit(trainer: Any) -> bool:
@@ -38,13 +38,13 @@ def stage_is_fit(trainer: Any) -> bool:
 
 
 def without_fit(callback: Callback, **of_one_fit: Any) -> dict[str, Any]:
-    """What copies and pickles of a callback hold: all but what belongs to one fit.
+    """The attributes of a callback for a copy or pickle, without what belongs to one fit.
 
-    Lightning gives each callback its module's `log` and `log_dict`, and with them the module.
+    Lightning gives each callback its module's `log` and `log_dict`, which refer to the module.
 
     Args:
         callback: The callback.
-        of_one_fit: Further attributes that belong to one fit, and their values between fits.
+        of_one_fit: Further attributes that belong to one fit, with the values for the copy.
     """
     given = ("log", "log_dict")
     return {**{k: v for k, v in vars(callback).items() if k not in given}, **of_one_fit}

@@ -1,4 +1,4 @@
-"""What DistributedDataParallel exchanges: the gradients of what trains, and no others."""
+"""DistributedDataParallel exchanges the gradients of parameters that train, and no others."""
 
 # Without postponed annotations: DDP compares those of a communication hook with the types.
 
@@ -16,7 +16,7 @@ from lstm_freeze._torch_internals import has_comm_hook
 def send_trainable_only(model: nn.Module | None) -> None:
     """Have DDP exchange the gradients of what trains, and not zeros for what is frozen.
 
-    A communication hook that is there already is left in charge.
+    Where the model has a communication hook already, nothing is changed.
     """
     if not isinstance(model, DistributedDataParallel) or not model.find_unused_parameters:
         return
@@ -28,10 +28,10 @@ def average_trainable(
     group: Any,
     bucket: dist.GradBucket,  # type: ignore[name-defined]
 ) -> Future[Tensor]:
-    """Average a bucket's gradients over the ranks: those of parameters that train.
+    """Average, over the ranks, the gradients in a bucket that belong to trainable parameters.
 
-    Which ones do is the same on every rank, since the ranks freeze alike; a frozen parameter's
-    place in the bucket is never read.
+    All ranks freeze the same parameters, so all send the same parts of the bucket. A frozen
+    parameter's part is never read.
     """
     buffer: Tensor = bucket.buffer()
     gradients = zip(bucket.parameters(), bucket.gradients(), strict=True)

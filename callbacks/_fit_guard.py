@@ -1,4 +1,4 @@
-"""A FrozenGuard for the length of a fit, however the fit makes its steps."""
+"""FitGuard: a FrozenGuard for one fit, also where torch's hooks do not see its steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class FitGuard:
-    """Compares after optimizer steps and at the end of a fit.
+    """Compares frozen weights after optimizer steps and at the end of a fit.
 
-    The optimizers are the trainer's, also those it builds in mid-fit. Where a batch made a step
-    that torch's step hooks did not see, and as long as none was seen, it compares at the batch's
-    end.
+    It follows the trainer's optimizers, also those that are built during the fit. It compares at
+    the end of a batch instead where the batch made a step that torch's step hooks did not see, and
+    as long as they have seen none.
     """
 
     def __init__(
@@ -29,17 +29,17 @@ class FitGuard:
         idle_after: int | None = None,
     ) -> None:
         """Remember what is frozen; `every_n_steps` None compares only when it is told to."""
-        # Inside its `with` block, which is the fit: no other guard takes its place.
+        # The fit is its `with` block, so no other guard replaces it.
         self.guard = FrozenGuard(module, mode, idle_after=idle_after).__enter__()
         self._module = module
         self._every_n_steps = every_n_steps
         self._optimizers: list[Optimizer] | None = None  # None before the first batch
         self._ever_seen = False
-        self._unseen = 0  # batches since the last comparison that made a step unseen
-        self._steps = (0, 0)  # the guard's and the trainer's, when the batch began
+        self._unseen = 0  # batches with a step that no hook saw, since the last comparison
+        self._steps = (0, 0)  # step counts of guard and trainer at the batch's start
 
     def before_batch(self, trainer: Trainer) -> None:
-        """Follow optimizers that were built since, and count as the trainer does after a resume."""
+        """Follow new optimizers; after a resume, count on from the trainer's step."""
         optimizers = list(trainer.optimizers)
         if self._optimizers is None or [*map(id, optimizers)] != [*map(id, self._optimizers)]:
             if self._optimizers is not None:
@@ -53,7 +53,7 @@ class FitGuard:
         self._steps = self.guard.step, trainer.global_step
 
     def after_batch(self, trainer: Trainer) -> None:
-        """Compare, if it is time, where a step was made that the guard has not seen."""
+        """Compare, if it is time, where the batch made a step that the guard has not seen."""
         seen, made = (
             now > then
             for now, then in zip((self.guard.step, trainer.global_step), self._steps, strict=True)
@@ -73,14 +73,14 @@ class FitGuard:
         self.guard.__exit__(None, None, None)
 
     def abandon(self, exception: BaseException) -> None:
-        """Leave the optimizers, with an exception on its way."""
+        """Stop following the optimizers, without comparing: an exception ends the fit."""
         self._optimizers = None
         self.guard.__exit__(type(exception), exception, None)
 
     def _optimizers_to_follow(self, optimizers: list[Optimizer]) -> list[Optimizer] | None:
-        """The trainer's; every one (None) where those hold nothing of the module.
+        """The trainer's optimizers; None (every optimizer) where they hold nothing of the module.
 
-        A fit may have none of its own, for which Lightning puts one that does nothing.
+        For a fit without optimizers of its own, Lightning makes one that does nothing.
         """
         own = {id(p) for p in self._module.parameters()}
         held = (p for o in optimizers for group in o.param_groups for p in group["params"])

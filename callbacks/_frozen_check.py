@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 class FrozenWeightsCheck(Callback):
     """Compare all that is frozen, bit for bit, after optimizer steps and at the end of the fit.
 
-    Stops the training with FrozenWeightsChanged, which names each parameter, the step and the
-    likely cause. Follows freeze and unfreeze during the fit, the optimizers inside wrappers and
-    those that the trainer builds in mid-fit; where a step is made that torch's step hooks do not
-    see, it compares at the batch's end. The last comparison is made in on_fit_end, after
-    averaging callbacks (SWA, EMA) have written their weights.
+    A change stops the training with FrozenWeightsChanged, which names each parameter, the step and
+    the likely cause. The check follows freeze and unfreeze during the fit, the optimizers inside
+    wrappers and those that the trainer builds during the fit. Where a step is made that torch's
+    step hooks do not see, it compares at the batch's end. The last comparison is made in
+    on_fit_end, after averaging callbacks (SWA, EMA) have written their weights.
 
     Args:
-        every_n_steps: Compare after every so many optimizer steps.
+        every_n_steps: The number of optimizer steps from one comparison to the next.
         mode: "exact" keeps a copy of what is frozen and can say how much moved; "fingerprint"
             keeps 8 bytes per parameter.
-        idle_after: Warn of each trainable parameter that so many optimizer steps in a row passed
-            by; see FrozenGuard. None: do not look.
+        idle_after: Warn of each trainable parameter that has not trained for this many optimizer
+            steps in a row; see FrozenGuard. None: do not look.
 
     Raises:
         ValueError: A value is out of its range.
@@ -56,7 +56,7 @@ class FrozenWeightsCheck(Callback):
         return None if self._fit is None else self._fit.guard
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: nothing of a module, an optimizer or a guard."""
+        """The state for copies and pickles, without module, optimizers and guard."""
         return without_fit(self, _fit=None)
 
     @property
@@ -78,7 +78,7 @@ class FrozenWeightsCheck(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Compare where steps are made that torch's step hooks do not see."""
+        """Compare where the batch made a step that torch's step hooks did not see."""
         if self._fit is not None:
             self._fit.after_batch(trainer)
 
@@ -90,6 +90,6 @@ class FrozenWeightsCheck(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the optimizers."""
+        """Stop following the optimizers."""
         if self._fit is not None:
             self._fit.abandon(exception)

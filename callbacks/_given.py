@@ -1,4 +1,4 @@
-"""What users give as a schedule, in all of its forms."""
+"""The forms in which users give a schedule, and how each becomes one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lstm_freeze import FreezeSchedule, Phase, Recipe
 Made = FreezeSchedule | Recipe | Callable[[nn.Module], FreezeSchedule | Recipe]
 """A schedule, a recipe, or the function that makes one for a module."""
 Given = Made | dict[int | str, Any] | list[Phase] | str | os.PathLike[str]
-"""The forms in which users give one."""
+"""The forms in which users give a schedule."""
 
 
 def as_schedule(schedule: Any) -> Made:
-    """What was given as a schedule, or as the function that makes one.
+    """The schedule, recipe or function that a user has given in one of the forms.
 
     Mappings and lists may be of any type, like those of configuration frameworks.
     """
@@ -26,7 +26,7 @@ def as_schedule(schedule: Any) -> Made:
     if isinstance(schedule, (str, os.PathLike)):
         return FreezeSchedule.from_yaml(schedule)
     if isinstance(schedule, Mapping) and schedule.keys() & {"phases", "recipe"}:
-        # What LightningCLI makes of the path of a YAML file: its content.
+        # LightningCLI reads a YAML file at a path itself, and passes the content.
         return FreezeSchedule.from_description(schedule)
     if isinstance(schedule, Sequence) and all(isinstance(item, Mapping) for item in schedule):
         return FreezeSchedule.from_description({"phases": schedule})

@@ -10,10 +10,10 @@ from ._scheduler import FreezeScheduler
 
 
 class GradualUnfreezing(FreezeScheduler):
-    """Train the head first, then each epoch the next lower group of the encoder too (ULMFiT).
+    """Train the head first, then in each epoch one more layer of the encoder too (ULMFiT).
 
-    The groups: the head, then the encoder's layers from the output to the input, an RNN layer's two
-    directions together. Everything else is as in FreezeScheduler.
+    The layers are added from the output to the input, both directions of an RNN layer at once.
+    Everything else is as in FreezeScheduler.
 
     Args:
         encoder: A target: what is unfrozen step by step.
@@ -23,7 +23,7 @@ class GradualUnfreezing(FreezeScheduler):
         advance: A Plateau, to begin the next phase when a metric has stopped improving.
         groups: The model's layers as you see them, input side first and the head last, in place of
             encoder and head: a list of targets for each.
-        rest: What is in no layer: "leave" it as you set it, or "freeze" it.
+        rest: What to do with all that is in no layer: "leave" it as you set it, or "freeze" it.
 
     Examples:
         >>> GradualUnfreezing(encoder="model.encoder", head="model.head").state_key

@@ -1,4 +1,4 @@
-"""What a FreezeScheduler logs: the phase, what trains, the rates, and what prefix caches did."""
+"""What a FreezeScheduler logs: the phase, what trains, the rates, statistics of prefix caches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def log_phase(
     trainer: Trainer, pl_module: LightningModule, resolved: ResolvedSchedule, index: int
 ) -> None:
-    """Log phase and rates; once a phase or epoch, since Lightning keeps what was logged."""
+    """Log phase and rates. Once a phase or epoch is enough: Lightning keeps what was logged."""
     by_step = resolved.schedule.unit == "step"
     values = {
         "freeze/phase": float(index),
@@ -35,8 +35,8 @@ def log_phase(
 def log_caches(pl_module: LightningModule, resolved: ResolvedSchedule) -> None:
     """Log the statistics of the module's prefix caches, at an epoch's end.
 
-    A module's only cache needs no name; several are named by the paths of their RNNs. Each rank
-    has caches of its own; rank 0's are logged, so nothing is sent.
+    A single cache is logged without a name, several by the paths of their RNNs. Each rank has
+    caches of its own; those of rank 0 are logged, so nothing is sent.
     """
     caches = resolved.prefixes.caches
     for path, cache in caches.items():

@@ -1,4 +1,4 @@
-"""What stands beside a schedule in a fit and does not know of it: other callbacks, the compiler."""
+"""Other callbacks and the compiler beside a schedule: warnings and mistakes about them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def named(trainer: Trainer, name: str) -> list[Callback]:
-    """The callbacks of a class of this name, in either Lightning, or of one that inherits it."""
+    """The callbacks whose class, or a base of it, has this name, from either Lightning."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [c for c in callbacks if name in {base.__name__ for base in type(c).__mro__}]
 
@@ -40,7 +40,7 @@ def warn_of_early_ones(trainer: Trainer, scheduler: Callback) -> None:
 
 
 def averaging_mistakes(trainer: Trainer, resolved: ResolvedSchedule) -> Iterator[str]:
-    """What is wrong with SWA's own LR scheduler beside rates that phases set."""
+    """The mistakes of StochasticWeightAveraging, which sets rates too, beside such a schedule."""
     for swa in named(trainer, "StochasticWeightAveraging"):
         start: int = swa.swa_start  # type: ignore[attr-defined]
         late = [

@@ -1,4 +1,4 @@
-"""What a fit cannot do with a schedule: strategies, and checkpoints of other schedules."""
+"""What makes a schedule impossible in a fit: strategies, and checkpoints of other schedules."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refuse_sharding(trainer: Trainer, advance: Plateau | None = None) -> None:
 
 
 def ddp_mistakes(model: nn.Module | None, resolved: ResolvedSchedule) -> list[str]:
-    """What DistributedDataParallel, which has just wrapped the module, makes impossible."""
+    """The mistakes of a schedule for a module that DDP has just wrapped."""
     if not isinstance(model, DistributedDataParallel):
         return []
     mistakes = []
@@ -66,7 +66,7 @@ def ddp_mistakes(model: nn.Module | None, resolved: ResolvedSchedule) -> list[st
 def advance_mistakes(
     trainer: Trainer, advance: Plateau | None, resolved: ResolvedSchedule
 ) -> list[str]:
-    """What is wrong with letting a metric decide in this fit."""
+    """The mistakes of a Plateau in this fit."""
     if advance is None:
         return []
     mistakes = []
@@ -85,7 +85,8 @@ def advance_mistakes(
 def refuse_uneven(trainer: Trainer) -> None:
     """Raise ValueError if the ranks have different numbers of batches, on every rank alike.
 
-    They would begin epochs, and so phases, at different times, and exchange what does not match.
+    They would begin epochs, and so phases, at different times, and exchange gradients of different
+    parameters.
     """
     if trainer.world_size == 1:
         return

@@ -31,10 +31,10 @@ class SaveChanges(Callback):
     """Strip checkpoints to the weights that differ from the base, and fill them again on load.
 
     A checkpoint then holds, of the module's weights and buffers, those that training has changed,
-    and the fingerprints of the whole base. Where a Trainer with this callback loads it (`fit`,
-    `validate`, `test` or `predict` with `ckpt_path`), what is missing comes from the module as it
-    was built, or from the memory of the run; each tensor must have the bits of the base, else
-    ValueError before anything is loaded. So a resumed run has the same bits as one with whole
+    and the fingerprints of the whole base. When a Trainer with this callback loads it (`fit`,
+    `validate`, `test` or `predict` with `ckpt_path`), the missing tensors come from the module as
+    it was built, or from the copy of the base. Each must have the bits of the base; else ValueError
+    is raised before anything is loaded. So a resumed run has the same bits as one with whole
     checkpoints. Outside of a Trainer, `load_changes(module, "last.ckpt")` reads such a file.
 
     Optimizer states are kept as they are, and checkpoints with `save_weights_only=True`, for which
@@ -63,11 +63,11 @@ class SaveChanges(Callback):
         self._hook: RemovableHandle | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: nothing of a module but the base's values."""
+        """The state for copies and pickles: of the module only the values of the base."""
         return without_fit(self, _module=None, _hook=None)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Be there when the Trainer loads a checkpoint, which it does after this."""
+        """Put a hook on the module: the Trainer loads a checkpoint after this."""
         _refuse_sharding(trainer)
         _refuse_late_place(trainer, self)
         if self._module is None or self._module() is not pl_module:
@@ -79,7 +79,7 @@ class SaveChanges(Callback):
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the weights as the base, unless a checkpoint or an earlier fit said what it is."""
+        """Take the weights as the base, unless a checkpoint or an earlier fit has set the base."""
         self._remember(pl_module)
 
     def on_save_checkpoint(
@@ -90,13 +90,13 @@ class SaveChanges(Callback):
             checkpoint["state_dict"] = stripped(checkpoint["state_dict"], pl_module, self.base)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module."""
+        """Take the hook off the module."""
         self._release()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the module."""
+        """Take the hook off the module."""
         self._release()
 
     def _release(self) -> None:
@@ -105,7 +105,7 @@ class SaveChanges(Callback):
             self._hook = None
 
     def _remember(self, module: nn.Module) -> None:
-        """Keep what the module holds of the base; the base is what it holds where none is known."""
+        """Copy the tensors that are as in the base; where there is no base yet, all become it."""
         if self._values:
             return
         state = state_of(module)
@@ -121,7 +121,7 @@ class SaveChanges(Callback):
     def _fill(
         self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any
     ) -> None:
-        """Make a state_dict whole before the module reads it."""
+        """Put the missing tensors into a state_dict before the module reads it."""
         found = base_in(state_dict, prefix)
         if found is not None and not self._given:
             if self.base != found.fingerprints:

@@ -39,9 +39,9 @@ CHECKS = ("step", "epoch", None)
 class FreezeScheduler(Callback):
     """Freeze and unfreeze by a schedule, and check that what is frozen does not move.
 
-    The state follows from the epoch (or step, or phase index of the checkpoint), never from having
-    seen an earlier one, so a run can be resumed anywhere. All that is wrong with the schedule, the
-    optimizers, the LR schedulers or the strategy is said before the first step. Optimizers drop
+    What trains follows from the epoch alone (or from the step, or the phase index in the
+    checkpoint), so a run can be resumed anywhere. Every mistake in the schedule, the optimizers,
+    the LR schedulers or the strategy is raised before the first step. Optimizers drop
     the state of what is frozen. After the fit the last phase's state stays.
 
     Logs `freeze/phase` (the index), `freeze/trainable` (how many numbers train in the module) and
@@ -114,7 +114,7 @@ class FreezeScheduler(Callback):
         return f"FreezeScheduler{ {'scope': scope, 'exclude': exclude} }"
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: nothing of a module, an optimizer or a guard."""
+        """The state for copies and pickles, without module, optimizers and guard."""
         return without_fit(self, resolved=None, _module=None, _guard=None)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -127,7 +127,7 @@ class FreezeScheduler(Callback):
         try:
             resolved, mistakes = schedule_for(self._given, pl_module).try_resolve(pl_module)
         except ValueError:
-            return  # said in on_fit_start: configure_model may still make what is missing
+            return  # raised in on_fit_start: configure_model may still add the missing modules
         if not mistakes:
             self._use(resolved)
             resolved.prepare()
@@ -184,8 +184,8 @@ class FreezeScheduler(Callback):
         if self._restored is not None and self.advance is not None:
             self._plateau = PlateauState(**self._restored["plateau"])
             self._best = dict(self._restored.get("best", {}))
-        # The trainer still counts from 0 here, and a fit that was finished begins no epoch. The
-        # phase is the one the checkpoint was made in, since optimizer states go with it.
+        # The trainer still counts from 0 here, and a fit that was finished begins no epoch. So
+        # the phase is that of the checkpoint, to which the optimizer states belong.
         begun = self._phase_at(*(self._resumed_at or (0, 0)))
         self._enter(trainer, begun if self._restored is None else self._restored["phase"])
         self._restored = None
@@ -204,7 +204,7 @@ class FreezeScheduler(Callback):
             )
         if self._plateau.began is None:
             self._plateau = replace(self._plateau, began=trainer.current_epoch)
-        # Since on_fit_start a checkpoint may have brought optimizer state of what is frozen back.
+        # A checkpoint, loaded after on_fit_start, may hold optimizer state of frozen parameters.
         self._follow(trainer, again=self._resumed_at is not None)
         if self._plateau.awaits:
             validate(trainer)
@@ -237,9 +237,9 @@ class FreezeScheduler(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note for a checkpoint made now that a validation is to follow.
+        """Note, for a checkpoint made now, that a validation has to follow.
 
-        LR schedulers step between batches, and find the rates without a warm-up.
+        Between batches the rates are those without warm-up, since LR schedulers step then.
         """
         if self._guard is not None:
             self._guard.after_batch(trainer)
@@ -249,7 +249,7 @@ class FreezeScheduler(Callback):
             self._plateau = replace(self._plateau, awaits=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the monitored metric."""
+        """Count this validation of the monitored metric."""
         if self.advance is None or trainer.sanity_checking or not stage_is_fit(trainer):
             return
         if trainer.global_step == self._plateau.seen:
@@ -263,13 +263,13 @@ class FreezeScheduler(Callback):
             self._best = copy_state(pl_module, self._fitted.inside.values())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare what is frozen, with `check="epoch"`, and log what prefix caches have done."""
+        """With `check="epoch"`, compare what is frozen; log the statistics of prefix caches."""
         if self._guard is not None and self.check == "epoch":
             self._guard.guard.check(step=trainer.global_step)
         log_caches(pl_module, self._fitted)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so where EarlyStopping has left out phases."""
+        """Warn where EarlyStopping has left out phases."""
         warn_if_stopped(trainer, self._index, len(self._fitted.phases))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -281,14 +281,14 @@ class FreezeScheduler(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the optimizers and the prefix caches."""
+        """Stop following the optimizers, and take added levels out of the prefix caches."""
         if self._guard is not None:
             self._guard.abandon(exception)
         self._detach()
 
     @property
     def _fitted(self) -> ResolvedSchedule:
-        """The schedule of the fit that goes on."""
+        """The schedule of the present fit, resolved."""
         assert self.resolved is not None
         return self.resolved
 

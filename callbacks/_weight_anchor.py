@@ -1,4 +1,4 @@
-"""WeightAnchor: weights are drawn towards where they began, in a Lightning fit."""
+"""WeightAnchor: draws weights towards their values at the start, in a Lightning fit."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class WeightAnchor(Callback):
         self._module: weakref.ref[nn.Module] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: nothing of a module or an optimizer but the weights at first."""
+        """The state for copies and pickles: of the module only the weights at the start."""
         start = self._start if self._anchor is None else self._anchor.state_dict()
         return without_fit(self, _anchor=None, _module=None, _start=start)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget where earlier fits began, unless the same Trainer goes on with the same module."""
+        """Forget earlier fits, unless the same Trainer goes on with the same module."""
         if stage == "fit":
             goes_on = trainer.global_step > 0 and self._module and self._module() is pl_module
             if not goes_on:
@@ -64,16 +64,16 @@ class WeightAnchor(Callback):
             self._module = weakref.ref(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights at the beginning."""
+        """The weights at the start of the first fit."""
         start = self._start if self._anchor is None else self._anchor.state_dict()
         return {"start": {name: w.cpu() for name, w in start.items()}} if start else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Draw towards the beginning that the checkpoint remembers."""
+        """Draw towards the weights at the start of the run that made the checkpoint."""
         self._start = dict(state_dict.get("start", {}))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Anchor the weights where they are, unless a checkpoint has brought where they began."""
+        """Anchor the weights at their present values, or at those of a checkpoint."""
         known = self._start
         self._detach()
         held = anchor(pl_module, trainer.optimizers, *self.targets, strength=self.strength)
@@ -83,13 +83,13 @@ class WeightAnchor(Callback):
         self._start = held.state_dict()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the optimizers."""
+        """Stop following the optimizers."""
         self._detach()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the optimizers."""
+        """Stop following the optimizers."""
         self._detach()
 
     def _detach(self) -> None:

@@ -1,4 +1,4 @@
-"""WeightDrift: how far weights have moved from where they began, per layer and direction."""
+"""WeightDrift: logs how far weights have moved from their start, per layer and direction."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class Drift(Metric):
-    """The distance of groups of weights from their beginning, ||w - w0|| / ||w0|| for each.
+    """The distance of each part's weights from their start, ||w - w0|| / ||w0||.
 
     Where w0 is zero it is ||w - w0||. Processes that train together hold the same weights, so the
     norms are averaged over them.
 
     Args:
-        groups: How many groups.
+        parts: The number of parts.
         kwargs: As torchmetrics.Metric takes.
     """
 
@@ -36,34 +36,34 @@ class Drift(Metric):
     full_state_update = False
     higher_is_better = None
 
-    def __init__(self, groups: int, **kwargs: Any) -> None:
-        """Begin at no distance."""
+    def __init__(self, parts: int, **kwargs: Any) -> None:
+        """Begin with distance 0."""
         super().__init__(**kwargs)
         for name in ("moved", "began"):
-            self.add_state(name, torch.zeros(groups), dist_reduce_fx="mean")
+            self.add_state(name, torch.zeros(parts), dist_reduce_fx="mean")
 
     def update(self, weights: list[list[Tensor]], start: list[list[Tensor]]) -> None:
-        """Measure each group of weights; what was measured before no longer counts."""
+        """Measure each part; earlier measurements no longer count."""
         pairs = list(zip(weights, start, strict=True))
         differences = ([_wide(a) - _wide(b) for a, b in zip(w, w0, strict=True)] for w, w0 in pairs)
-        self.moved = torch.stack([_norm(group, self.moved) for group in differences])
+        self.moved = torch.stack([_norm(part, self.moved) for part in differences])
         self.began = torch.stack([_norm(map(_wide, w0), self.began) for _, w0 in pairs])
 
     def compute(self) -> Tensor:
-        """The distance of each group."""
+        """The distance of each part."""
         return self.moved / torch.where(self.began > 0, self.began, 1.0)
 
 
 class WeightDrift(Callback):
     """Log how far the weights have moved from where they began, per layer and direction.
 
-    Logs `weight_drift/<group>` = ||w - w0|| / ||w0||, where w0 are the weights at the start of the
-    fit; where w0 is zero, ||w - w0||. What is frozen reads exactly 0 as long as it was never
-    trained. w0 is in the checkpoint, so a resumed run measures from the same beginning. A fit of
-    another Trainer begins anew. Lazy modules are measured from what their first batch made them.
+    Logs `weight_drift/<part>` = ||w - w0|| / ||w0||, where w0 are the weights at the start of the
+    fit; where w0 is zero, ||w - w0||. A part that never trained reads exactly 0. w0 is in the
+    checkpoint, so a resumed run measures from the same start. A fit of another Trainer begins
+    anew. Lazy modules are measured from the weights that their first batch makes.
 
     Args:
-        every_n_steps: Log after every so many optimizer steps.
+        every_n_steps: The number of optimizer steps from one log entry to the next.
 
     Raises:
         ValueError: `every_n_steps` is less than 1.
@@ -83,11 +83,11 @@ class WeightDrift(Callback):
         self._last_step = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: nothing of a module but the weights it began with."""
-        return without_fit(self, _module=None, _drift=None, _groups={})
+        """The state for copies and pickles: of the module only the weights at the start."""
+        return without_fit(self, _module=None, _drift=None, _parts={})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget where earlier fits began, unless the same Trainer goes on with the same module."""
+        """Forget earlier fits, unless the same Trainer goes on with the same module."""
         if stage == "fit":
             goes_on = trainer.global_step > 0 and self._module and self._module() is pl_module
             if not goes_on:
@@ -96,15 +96,15 @@ class WeightDrift(Callback):
             self._parts = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights at the beginning."""
+        """The weights at the start of the fit."""
         return {"start": {n: _whole(w).cpu() for n, w in self.start.items()}} if self.start else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Measure from the beginning that the checkpoint remembers."""
+        """Measure from the start of the run that made the checkpoint."""
         self.start = dict(state_dict.get("start", {}))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the weights, unless a checkpoint has brought where they began."""
+        """Remember the weights, unless a checkpoint has brought those at the start."""
         self._remember(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,7 +132,7 @@ class WeightDrift(Callback):
         if any(is_lazy(p) for p in pl_module.parameters()):
             return
         self._parts = weights_by_part(pl_module)
-        weights = {n: p for group in self._parts.values() for n, p in group.items()}
+        weights = {n: p for part in self._parts.values() for n, p in part.items()}
         if not self.start:
             self.start = {n: p.detach().clone() for n, p in weights.items()}
         if other := differing(self.start, weights):
@@ -144,19 +144,19 @@ class WeightDrift(Callback):
         self._drift = Drift(len(self._parts)).to(next(iter(weights.values())).device)
 
     def measure(self) -> dict[str, float]:
-        """The present distance of each group."""
+        """The present distance of each part."""
         assert self._drift is not None
-        groups = list(self._parts.values())
+        parts = list(self._parts.values())
         self._drift.reset()
         self._drift.update(
-            [[p.detach() for p in group.values()] for group in groups],
-            [[self.start[name] for name in group] for group in groups],
+            [[p.detach() for p in part.values()] for part in parts],
+            [[self.start[name] for name in part] for part in parts],
         )
         return dict(zip(self._parts, self._drift.compute().tolist(), strict=True))
 
 
 def weights_by_part(module: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Group name -> parameter name -> parameter: per RNN layer and direction, and other part."""
+    """Part -> parameter name -> parameter: per RNN layer and direction, and other part."""
     names = {id(p): name for name, p in module.named_parameters()}
     groups = param_groups(module, lr=1.0)
     return {g["name"]: {names[id(p)]: p for p in g["params"]} for g in groups}
@@ -170,27 +170,27 @@ def differing(start: dict[str, Tensor], weights: dict[str, nn.Parameter]) -> str
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In a type that can be subtracted without overflow."""
+    """The tensor in a dtype in which subtraction does not overflow."""
     if tensor.is_complex() or tensor.dtype in (torch.float32, torch.float64):
         return tensor
     return tensor.float()
 
 
 def _norm(tensors: Iterable[Tensor], like: Tensor) -> Tensor:
-    """The norm of all elements together."""
+    """The norm of all elements of several tensors together."""
     norms = [_whole(torch.linalg.vector_norm(t)).to(like) for t in tensors]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return norm
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """A tensor itself, or of a DTensor what all ranks hold together."""
+    """The tensor; of a DTensor, the shards of all ranks together."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 
 
 def _laid_out_as(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """A value on the device of a parameter, and sharded as it is."""
+    """A value on the device of a parameter, sharded as the parameter is."""
     if not hasattr(parameter, "placements") or hasattr(value, "placements"):
         return value.to(parameter.device)
     from torch.distributed.tensor import distribute_tensor

@@ -226,7 +226,7 @@ class PrefixCache:
         c: Tensor,
         passing: bool,
     ) -> None:
-        """Keep samples; those of a level on the way (`passing`) evict none and are evicted first."""
+        """Keep samples; those kept on the way (`passing`) evict none and are evicted first."""
         row = rows.data.shape[-1] * rows.data.element_size()
         states = (h.nbytes + c.nbytes) // len(keys)
         # A tensor made in inference mode cannot be used in training; a copy made outside of it can.

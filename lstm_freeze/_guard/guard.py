@@ -103,7 +103,7 @@ class FrozenGuard:
         listeners.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        taken = ("_mode", "_idle_after", "_module", "_made_at", "step", "checks", "_memory")
+        taken = ("_mode", "_idle_after", "_module", "_made_at", "step", "checks", "_tensors")
         return {name: vars(self)[name] for name in taken}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def has_bits(tensor: Tensor) -> bool:
 
 
 def stored(tensor: Tensor) -> Tensor:
-    """What this process stores of a tensor: itself, or the local shard of a DTensor."""
+    """The tensor itself; of a DTensor, the shard that this process stores."""
     tensor = tensor.detach()
     if (local := getattr(tensor, "to_local", None)) is not None:
         tensor = local()
@@ -36,17 +36,17 @@ def stored(tensor: Tensor) -> Tensor:
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """The memory of a tensor's elements in logical order, as one dimension of bytes.
+    """The bytes of a tensor's elements in logical order: (bytes,).
 
-    A view where the elements lie side by side. `is_contiguous()` does not look at the stride of a
-    dimension of size 1, and `view(torch.uint8)` does: the strides are set here.
+    A view where the elements lie side by side, else a copy. The strides are set here:
+    `view(torch.uint8)` checks the stride of a dimension of size 1, `is_contiguous()` does not.
     """
     tensor = tensor.contiguous()
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def as_words(memory: Tensor) -> Tensor:
-    """Bytes, a multiple of 8 of them, as 8-byte words; a copy where they begin between two."""
+    """Bytes, a multiple of 8, as 8-byte words; a copy where they do not begin at a word."""
     if memory.storage_offset() % 8 or memory.data_ptr() % 8:
         memory = memory.clone()
     return memory.view(torch.int64)
@@ -74,7 +74,10 @@ def same_bits(pairs: Iterable[tuple[Bits, Bits]]) -> list[bool]:
 
 
 def difference(new: Tensor, old: Tensor) -> tuple[int, float]:
-    """How many elements of two like tensors differ in bits, and the largest change (may be NaN)."""
+    """How many elements of two tensors of one form differ in bits, and by how much at most.
+
+    The largest change may be NaN.
+    """
     moved, largest = 0, 0.0
     number = torch.complex128 if old.is_complex() else torch.float64
     pieces = (torch.split(t.reshape(-1), _PIECE) for t in (new, old))
@@ -91,7 +94,7 @@ def difference(new: Tensor, old: Tensor) -> tuple[int, float]:
 
 
 def on_host(values: Sequence[Any]) -> list[int]:
-    """Zero-dimensional tensors as integers, with one transfer from each device; the rest as is."""
+    """The values as integers; tensors of no dimension come with one transfer from each device."""
     there: dict[torch.device, list[int]] = {}
     for i, value in enumerate(values):
         if isinstance(value, Tensor):
@@ -109,6 +112,6 @@ def _same(a: Bits, b: Bits) -> bool | Tensor:
         return False
     if a.words.device.type == "cpu":
         return torch.equal(a.words, b.words) and (not len(a.rest) or torch.equal(a.rest, b.rest))
-    # Elsewhere a comparison makes a temporary, which is kept small, and nothing is waited for.
+    # On other devices a comparison makes a temporary, kept small; nothing waits for the result.
     pieces = zip(torch.split(a.words, _PIECE), torch.split(b.words, _PIECE), strict=True)
     return torch.stack([(x == y).all() for x, y in (*pieces, (a.rest, b.rest))]).all()

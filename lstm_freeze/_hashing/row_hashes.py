@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from .bits import as_bytes, as_words
 from .word_sums import multipliers, row_sums
 
-_CHUNK = 1024  # places whose weights are drawn together
-_OF_ROWS, _OF_COLUMNS = 0xF00D, 0xF00E  # with the same weights, a transpose would keep its hash
+_CHUNK = 1024  # places whose multipliers are drawn together
+# Two seeds: with one for both, a transpose would keep its hash.
+_OF_ROWS, _OF_COLUMNS = 0xF00D, 0xF00E
 
 
 def row_hashes(rows: Tensor) -> Tensor:
@@ -21,9 +22,10 @@ def row_hashes(rows: Tensor) -> Tensor:
 
 
 def column_hashes(hashes: Tensor) -> Tensor:
-    """What hashes (2, T, B) make together, for each column: (2, B). A zero adds nothing.
+    """Two hashes of each column of hashes (2, T, B): (2, B).
 
-    So a sample of fewer rows than T has zeros for the others, and the same hash for any T.
+    A zero adds nothing. So a sample with fewer than T rows has zeros for the missing ones, and its
+    hash is the same for any T.
     """
     low, high = _multipliers(_OF_COLUMNS, hashes.shape[1], hashes.device)
     upper = (hashes >> 32).mul_(high[..., None])
@@ -39,7 +41,7 @@ def _row_words(rows: Tensor) -> Tensor:
 
 
 def _multipliers(seed: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(2, count) weights of the whole words and of their upper halves, for both hashes."""
+    """(2, count) multipliers for whole words and for their upper halves, of both hashes."""
     chunks = range(max(1, -(-count // _CHUNK)))
     drawn = [multipliers(seed + 2 * chunk, 4, _CHUNK, device) for chunk in chunks]
     table = (drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1))[:, :count]

@@ -1,7 +1,8 @@
 """Fingerprints of tensors: 64-bit numbers that change with any bit.
 
-The words of a tensor are summed in rows of 2,048, the sums in rows again, until one is left; each
-level has weights of its own, so that no two places agree. See `word_sums.py` for the odds.
+The words of a tensor are summed in rows of 2,048, then the sums in rows again, until one is left.
+Each level has multipliers of its own, so that no two places count alike. `word_sums.py` says how
+likely it is that changes cancel.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def tensor_hashes(tensors: Iterable[Tensor]) -> list[int]:
 
 
 def little_endian(bits: Bits) -> Bits:
-    """The bits, taken on a big-endian machine, with the words of a little-endian one."""
+    """The bits as a little-endian machine has them, from those of a big-endian one."""
     size = bits.dtype.itemsize // (2 if bits.dtype.is_complex else 1)
     memory = torch.cat([bits.words.view(torch.uint8), bits.rest])
     memory = memory.view(-1, size).flip(1).view(-1)
@@ -103,7 +104,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _native_hashes(tensors: Sequence[Tensor]) -> list[int]:
-    """What `_hash` makes of plain tensors, all of them with one call a level."""
+    """The `_hash` of each plain tensor, from one call of the extension per level."""
     hashes = [0] * len(tensors)
     owners: Sequence[Tensor] = tensors
     left = {i: (t.data_ptr(), t.nbytes // 8) for i, t in enumerate(tensors) if t.numel()}
@@ -129,7 +130,7 @@ def _native_hashes(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def _tables(start: int, words: int, sums: int) -> list[WordRows]:
-    """So many words at an address, as whole rows and a short last one."""
+    """The words at an address as whole rows, and a last row that may be shorter."""
     rows, left = divmod(words, ROW)
     tables = [WordRows(start, rows, ROW, sums)] if rows else []
     if left:

@@ -1,11 +1,11 @@
-"""The one hash of this package: weighted sums of 8-byte words modulo 2**64.
+"""The one hash of this package: sums of 8-byte words times fixed multipliers, modulo 2**64.
 
-A word counts twice, as a whole and by its upper half: low * word + high * (word >> 32), with fixed
-random odd weights for each place. Without the second term the top bits of a word would hardly
-count, and two changed signs could cancel. A change within one half of one word always changes the
-sum; that two or more changes cancel has a chance of about 2**-32 for the worst pattern (two signs
-flipped or swapped) and 2**-64 for others. It is made to see accidents, not to resist someone who
-knows the weights.
+A word counts twice, as a whole and by its upper half: low * word + high * (word >> 32). Low and
+high are random odd multipliers, fixed for each place. Without the second term the top bits of a
+word would hardly count, and two changed signs could cancel. A change within one half of one word
+always changes the sum. Two or more changes cancel with a chance of about 2**-32 in the worst case
+(two signs flipped or swapped), else of 2**-64. The hash detects accidents; it does not resist
+someone who knows the multipliers.
 
 Integer sums do not depend on the order of addition, so the C extension, torch's operations on the
 CPU and those on other devices give the same numbers.
@@ -36,7 +36,7 @@ _BLOCK = 16  # rows: 256 KiB, which stay in a core's cache and need no second th
 
 
 class WordRows(NamedTuple):
-    """Rows of words in memory, and where their sums go: what the extension is given."""
+    """Rows of words in memory and the place for their sums, as the extension takes them."""
 
     words: int  # an address
     rows: int
@@ -50,9 +50,9 @@ def has_extension() -> bool:
 
 
 def sum_tables(tables: Sequence[WordRows], low: Tensor, high: Tensor, owners: object) -> None:
-    """Have the extension sum the rows of all tables with the same weights.
+    """Have the extension sum the rows of all tables with the same multipliers.
 
-    `owners` are whatever keeps the memory at the addresses alive.
+    `owners` keep the memory at the addresses alive.
     """
     weights = low.data_ptr(), high.data_ptr()
     flat = [x for t in tables for x in (*t[:3], *weights, t.sums)]
@@ -68,7 +68,7 @@ def row_sums(words: Tensor, low: Tensor, high: Tensor) -> Tensor:
         table = WordRows(words.data_ptr(), len(words), words.shape[1], sums.data_ptr())
         sum_tables([table], low, high, words)
         return sums
-    # In blocks, so that the scratch room of a block stays in cache.
+    # In blocks, so that the scratch memory of a block stays in cache.
     room = torch.empty_like(words[:_BLOCK])
     blocks = [_block_sums(block, low, high, room) for block in torch.split(words, _BLOCK)]
     return torch.cat(blocks) if blocks else words.new_empty(0)
@@ -78,7 +78,7 @@ def _block_sums(words: Tensor, low: Tensor, high: Tensor, room: Tensor) -> Tenso
     upper = torch.bitwise_right_shift(words, 32, out=room[: len(words)])
     if words.device.type == "cpu":
         return torch.mv(words, low).add_(torch.mv(upper, high))
-    # Elsewhere there is no mv of integers.
+    # On other devices there is no mv of integers.
     return upper.mul_(high).addcmul_(words, low).sum(1)
 
 

@@ -1,4 +1,4 @@
-"""Recurrent layers that are no nn.RNNBase: cells, and layers of the user's own in a stack."""
+"""Recurrent layers that are not nn.RNNBase: cells, and the user's own layers in a stack."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .serving import within
 
 _RECURRENT = re.compile(r"(?i)lstm|gru|rnn|sru|cell|recurrent")
 _STATE = re.compile(r"h|hx|hc|h_?0|h_?t|hidden|states?|hidden_states?|(h|prev)_\w+")
-# What two directions (or two sides) of one layer are called; the words of one pair mirror.
+# Names of the two directions of one layer; each pair belongs together.
 MIRRORED = (
     ("forward", "backward"),
     ("forward", "reverse"),
@@ -28,7 +28,7 @@ MIRRORED = (
 
 
 def mirror_of(path: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """The path of the other direction: `layer_0.bwd` for `layer_0.fwd`, if it is of one class."""
+    """The path of the other direction, if of the same class: `layer_0.bwd` for `layer_0.fwd`."""
     pieces = re.split(r"([._])", path)
     for i, piece in enumerate(pieces):
         for pair in MIRRORED:
@@ -43,7 +43,7 @@ def mirror_of(path: str, modules: Mapping[str, nn.Module]) -> str | None:
 
 
 def stacks_of(modules: Mapping[str, nn.Module]) -> set[str]:
-    """The paths of what stands in a stack: siblings of one class whose names differ in a number."""
+    """The paths of modules in a stack: siblings of one class whose names differ in a number."""
     keys = {path: _stack_key(path, module) for path, module in modules.items() if path}
     counts = Counter(keys.values())
     return {path for path, key in keys.items() if key and counts[key] > 1}
@@ -52,10 +52,11 @@ def stacks_of(modules: Mapping[str, nn.Module]) -> set[str]:
 def cells_of(
     modules: Mapping[str, nn.Module], rnns: Iterable[str], stacked: set[str]
 ) -> dict[str, nn.Module]:
-    """Path -> module that runs one step or layer of a recurrence, outside of RNNs of torch's kind.
+    """Path -> module that runs one step or layer of a recurrence, outside of nn.RNNBase.
 
-    nn.LSTMCell and the like; and the innermost modules that stand in a stack (or are one of two
-    directions) and whose class or arguments say that they are recurrent.
+    These are nn.LSTMCell and the like, and the user's own recurrent modules: the innermost ones
+    that are in a stack, or one of two directions, and whose class or arguments say that they are
+    recurrent.
     """
     around = set(_above(rnns))
     found: dict[str, nn.Module] = {

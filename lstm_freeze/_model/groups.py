@@ -1,4 +1,4 @@
-"""Groups of one's own: the layers of a model as its user sees them, input side first."""
+"""Groups: the layers of a model as the user lists them, input side first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Groups = Iterable[Target] | None
 
 
 def as_groups(value: Any, argument: str = "groups") -> tuple[tuple[str, ...], ...]:
-    """The targets of each group; ValueError or TypeError where it is no list of groups.
+    """The targets of each group; ValueError or TypeError where the value is no list of groups.
 
     >>> as_groups([["embedding", "norm"], "lstm[0]"])
     (('embedding', 'norm'), ('lstm[0]',))
@@ -36,10 +36,10 @@ def as_groups(value: Any, argument: str = "groups") -> tuple[tuple[str, ...], ..
 
 
 def names_of_groups(tree: Tree, groups: Sequence[Sequence[str]]) -> list[set[str]]:
-    """The parameter names of each group; what several groups name belongs to the first.
+    """The parameter names of each group; a parameter that several groups name is in the first.
 
     Raises:
-        ValueError: A target matches nothing, or all that a group names is in groups before it.
+        ValueError: A target matches nothing, or a group names only what earlier groups name.
     """
     mistakes: list[str] = []
     found: list[set[str]] = []
@@ -64,7 +64,7 @@ def names_of_groups(tree: Tree, groups: Sequence[Sequence[str]]) -> list[set[str
 
 
 def grouped_parts(tree: Tree, groups: Any) -> tuple[Part, ...]:
-    """The parts of a tree, whose depth is that of their group; a part may lie in several.
+    """The parts of a tree, each with the depth of its group; one part may be in several groups.
 
     Raises:
         ValueError: A group is wrong, or a parameter is in none.

@@ -1,4 +1,4 @@
-"""The parts of a model, and how deep each lies: what has one row, one group, one learning rate."""
+"""Part: what is frozen, listed and given a learning rate as one, and its depth in the model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """What is frozen, listed and given a learning rate as one: an RNN layer's direction, a block.
+    """A piece of a model that is frozen, listed and given a learning rate as one.
+
+    For example one direction of an RNN layer, or an embedding.
 
     Attributes:
         name: `encoder.lstm[0].forward`, `encoder.embedding`, ...
         depth: 0 for the last registered part (the head), rising towards the input. The two
-            directions of an RNN layer share one, and so do all parts of one layer of a stack.
+            directions of an RNN layer have the same depth, and so do all parts of one layer of
+            a stack.
         parameters: Name to parameter; every parameter of a model is in exactly one part.
     """
 
@@ -34,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part before depths are counted; those of one level have the same depth."""
+    """A part before depths are counted; pieces of one level get the same depth."""
 
     name: str
     level: str
@@ -55,7 +58,7 @@ def parts_of(tree: Tree) -> tuple[Part, ...]:
 
 
 class _Splitter:
-    """Takes a tree apart: RNNs into layers and directions, what holds an RNN into its children."""
+    """Splits a tree: RNNs into layers and directions, modules around an RNN into their children."""
 
     def __init__(self, tree: Tree) -> None:
         """Read which modules are recurrent, and which stand in stacks."""
@@ -87,7 +90,7 @@ class _Splitter:
                 yield _Piece(child, child, self._own(child))
 
     def shared(self, level: str) -> str:
-        """The level that counts: the layer of a stack that it lies in, one for both directions."""
+        """The level that counts for a path: the layer of the stack around it, if there is one."""
         module, bracket, rest = level.partition("[")
         modules = self._tree.modules
         for path in (module, *_above(module)):
@@ -100,7 +103,7 @@ class _Splitter:
         return module + bracket + rest
 
     def _own(self, path: str) -> list[str]:
-        """The names below a path, without those that serve an RNN elsewhere."""
+        """The parameter names below a path, without those that serve an RNN elsewhere."""
         rnn_of = self._tree.rnn_of
         names = self._by_module.get(path, [])
         return [n for n in names if (rnn := rnn_of(n)) is None or within(rnn, path)]
@@ -122,9 +125,9 @@ class _Splitter:
 
 
 def _layers_of_stacks(tree: Tree, recurrent: Iterable[str]) -> set[str]:
-    """The paths of layers of a stack that count as one, whatever they are made of.
+    """The paths of layers of a stack that count as one level, whatever is in them.
 
-    Each holds recurrent modules of one layer, and no stack of its own (but the two directions).
+    Each holds recurrent modules of one layer, and no other stack but that of its two directions.
     """
     stacked = stacks_of(tree.modules)
     inside: dict[str, list[str]] = {}
@@ -146,7 +149,7 @@ def _is_deep(tree: Tree, path: str) -> bool:
 
 
 def _is_pair(module: nn.Module, held: list[str]) -> bool:
-    """Whether a layer says that it has two directions, and holds two recurrent modules."""
+    """Whether a layer holds two recurrent modules, and its name says that it is bidirectional."""
     name = type(module).__name__
     return len(held) == 2 and (name.startswith("Bi") or "idirectional" in name)
 

@@ -1,4 +1,4 @@
-"""Targets and keywords -> named parameters: the one way to choose parameters, everywhere."""
+"""Selection and select: from targets and keywords to named parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .targets import Layers, Names, in_rnn, quote, resolve, rnns_there_are
 from .tree import Tree
 
 Target = str | Iterable[str] | None
-"""A target or several: a module path, a parameter path, a glob, an RNN reference with brackets."""
+"""One or several targets: a module path, a parameter path, a glob, or an RNN with brackets."""
 
 
 class Selection(Mapping[str, nn.Parameter]):
@@ -22,7 +22,7 @@ class Selection(Mapping[str, nn.Parameter]):
     """
 
     def __init__(self, tree: Tree, names: Iterable[str]) -> None:
-        """Hold the parameters of these names."""
+        """Choose the parameters of these names."""
         self._named = tree.all_names(names)
         self._distinct = tree.distinct(self._named)
 
@@ -117,7 +117,7 @@ def select_in(
     kinds: Names = None,
     exclude: Target = None,
 ) -> Selection:
-    """`select` on a tree already read."""
+    """The same as `select`, in a tree that has been read."""
     patterns = [t for target in targets for t in as_targets(target, "targets")]
     names = set(tree.parameters)
     if any(target is not None for target in targets):

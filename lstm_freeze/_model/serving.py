@@ -1,9 +1,10 @@
-"""Which tensor each parameter serves: its place in an RNN, or the weight that it stands for.
+"""Serving: which tensor a parameter serves, and at which place in an RNN.
 
-Three builds put a parameter elsewhere than where its tensor is used. A parametrisation (also an
-old-style one) keeps it under another name. Weight drop (DropConnect) keeps `weight_hh_l0_raw`, in
-the RNN or in a wrapper around it, and writes a dropped copy to `weight_hh_l0`. An adapter package
-puts its factors beside a `base_layer` that holds the weight; those of `add_lora` stand beside it.
+A parameter serves the tensor that is computed from it. Mostly the tensor is the parameter. Three
+builds keep the parameter elsewhere. A parametrisation (also an old-style one) keeps it under
+another name. Weight drop (DropConnect) keeps `weight_hh_l0_raw`, in the RNN or in a wrapper around
+it, and writes a dropped copy to `weight_hh_l0`. An adapter package puts its factors beside a
+`base_layer` that holds the weight; the factors of `add_lora` are beside the weight.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Modules = Mapping[str, nn.Module]
 
 def is_rnn(module: nn.Module) -> bool:
     """Whether a module keeps its parameters as nn.RNNBase does (BiLSTM, nn.LSTM, GRU, RNN)."""
-    # A model may keep `mode` and `num_layers` as settings of its own: the names decide.
+    # Names of parameters decide: a model may have a `mode` and `num_layers` of its own.
     if getattr(module, "mode", None) not in RNN_MODES:
         return False
     plain = (name for name, value in vars(module).items() if isinstance(value, torch.Tensor))
@@ -54,12 +55,12 @@ def without_base_layers(path: str) -> str:
 
 
 class Serving:
-    """For a model's parameters: the RNN and the place that each one serves, and its tensor.
+    """Which RNN, place and tensor each parameter of a model serves.
 
     Attributes:
-        places: Name -> path of the RNN and place in it, of every parameter that has a place.
+        places: Name -> path of the RNN and place in it, for parameters that have a place.
         tensors: Name -> path of the tensor it serves, where that is not its own name.
-        parametrized: Those of `tensors` that a parametrisation of the module itself keeps.
+        parametrized: The entries of `tensors` that come from a parametrisation of the module.
     """
 
     def __init__(self, modules: Modules, parameters: Named, rnns: Modules) -> None:
@@ -96,7 +97,7 @@ class Serving:
         return next((path for path in _above(name) if path in self._rnns), None)
 
     def _is_tensor(self, path: str) -> bool:
-        # A parameter may be called `w_v` though no weight norm made it out of a `w`.
+        # A parameter may be called `w_v` and have nothing to do with weight norm and a `w`.
         owner_path, _, name = path.rpartition(".")
         owner = self._modules.get(owner_path)
         return owner is not None and (
@@ -128,7 +129,7 @@ class Serving:
         return base in self._lacking[rnn] or own is self._parameters[name]
 
     def _dropped_elsewhere(self, name: str) -> tuple[str, str] | None:
-        """As `_dropped`, for any layer: a plain tensor of the same shape, there or one below."""
+        """As `_dropped`, for layers other than RNNs: a tensor of the same shape, here or below."""
         owner, _, own = name.rpartition(".")
         parameter = self._parameters[name]
         if "_" not in own or nn.parameter.is_lazy(parameter):
@@ -142,7 +143,7 @@ class Serving:
         return None
 
     def _adapted(self, name: str) -> tuple[str, str] | None:
-        """The weight beside which an adapter package put a factor."""
+        """The weight that a factor of an adapter package belongs to."""
         for path in _above(name):
             base = join(path, BASE_LAYER)
             if base not in self._modules or within(name, base):
@@ -164,7 +165,7 @@ def _above(name: str) -> Iterator[str]:
 
 
 def _beginnings(name: str) -> Iterator[str]:
-    """`a_b` and `a` of `a_b_c`: what a name with a suffix may be named after."""
+    """The name without one or more suffixes: `a_b`, then `a`, for `a_b_c`."""
     while (name := name.rpartition("_")[0]) != "":
         yield name
 
@@ -175,7 +176,7 @@ def _has(module: nn.Module, name: str) -> bool:
 
 
 def _lacking(rnn: Any) -> set[str]:
-    """The names of an RNN's tensors that are no parameters of it."""
+    """The names of an RNN's tensors that are not its own parameters."""
     try:
         names = rnn_names(rnn.num_layers, rnn.bidirectional, rnn.bias, bool(rnn.proj_size))
     except (AttributeError, TypeError):

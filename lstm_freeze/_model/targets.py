@@ -1,4 +1,4 @@
-"""One target, or one RNN's layers, directions and kinds -> parameter names; the messages."""
+"""Parameter names from one target, or from layers, directions and kinds of one RNN."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _GROUPS: dict[str, Mapping[str, tuple[str, ...]]] = {"directions": {}, "kinds": 
 
 
 def resolve(tree: Tree, target: str, argument: str = "") -> set[str]:
-    """The names one target speaks of; ValueError when there is none."""
+    """The parameter names that a target matches; ValueError when it matches none."""
     for spelling in _spellings(tree, target):
         if found := _match(tree, spelling, f"{argument}{quote(target)}"):
             return found
@@ -53,26 +53,26 @@ def in_rnn(
 
 
 def _sorts(name: str, kind: str) -> tuple[str, ...]:
-    """What kinds a parameter counts as: a LoRA factor also as the weight that it serves."""
+    """The kinds that a parameter counts as: a LoRA factor also counts as its weight."""
     return (kind, LORA) if is_factor(name) else (kind,)
 
 
 def rnns_there_are(tree: Tree) -> str:
-    """The RNNs of a tree, as an error says it."""
+    """The RNNs of a tree, in words for a message."""
     if not tree.rnns:
         return "this module has no RNN (BiLSTM, nn.LSTM, nn.GRU, nn.RNN)"
     return "the RNNs here: " + ", ".join(quote(p) if p else "the module itself" for p in tree.rnns)
 
 
 def quote(text: str) -> str:
-    """The text in double quotes, as paths stand in messages."""
+    """The text in double quotes, as messages show paths."""
     return f'"{text}"'
 
 
 def _spellings(tree: Tree, target: str) -> Iterator[str]:
-    """The target as it stands, then without the prefixes of wrappers.
+    """The target as given, then without the prefixes of wrappers.
 
-    In this order, since a model may have a child that is really called `module`.
+    In this order, because a child of the model itself may be called `module`.
     """
     if not target:
         return
@@ -104,7 +104,7 @@ def _match(tree: Tree, target: str, shown: str) -> set[str]:
 
 
 def _factors(tree: Tree, target: str) -> set[str]:
-    """What `lora` and `path.lora` name: the LoRA factors in the whole module or below a path."""
+    """The LoRA factors that `lora` (of the whole module) or `path.lora` (below a path) names."""
     path, _, last = target.rpartition(".")
     if last != LORA or (path and path not in tree.modules):
         return set()
@@ -123,7 +123,7 @@ def _paths_to(tree: Tree, name: str) -> Iterator[str]:
 
 
 def _serves(tree: Tree, name: str, path: str) -> bool:
-    """Whether a parameter serves, from outside, an RNN in the subtree of a module path."""
+    """Whether a parameter outside of a subtree serves an RNN inside of it."""
     rnn = tree.rnn_of(name)
     return rnn is not None and within(rnn, path)
 
@@ -199,7 +199,7 @@ def _choose(
     label: str,
     shown: str,
 ) -> set[str]:
-    """The directions or kinds asked for, each checked to be there in this RNN."""
+    """The directions or kinds that are asked for; ValueError where this RNN lacks one."""
     if value is None:
         return there
     groups = _GROUPS[argument]
@@ -245,7 +245,7 @@ def _unknown(tree: Tree, target: str, shown: str) -> ValueError:
 
 
 def _valid(tree: Tree, target: str) -> str:
-    """What stands below the longest path of a target that exists."""
+    """What there is below the longest existing path of a target, in words."""
     while target not in tree.modules:
         target = target.rpartition(".")[0]
     names = [n for n in (*tree.modules, *tree.parameters) if n and n.rpartition(".")[0] == target]

@@ -1,4 +1,4 @@
-"""What a model is made of: its modules and parameters by path, its RNNs, its parts."""
+"""Tree: a model's modules and parameters by path, its RNNs and its parts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def inner_name(module: nn.Module) -> str | None:
 
 
 def wrapped_name(module: nn.Module) -> str | None:
-    """As `inner_name`, for the wrappers that hold on to what they found in the module."""
+    """The same for wrappers that keep references to what they found in the module."""
     if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return "module"
     return next((name for name in WRAPPED_AS if name in module._modules), None)
@@ -43,8 +43,8 @@ def wrapped_name(module: nn.Module) -> str | None:
 def _adapted_name(module: nn.Module) -> str | None:
     """The name under which an adapter package (PEFT) holds the model that it adapts.
 
-    A model that has nothing but a `base_model` that has nothing but a `model`; or the inner one of
-    the two alone, which only the package's own class tells from a user's.
+    Such a wrapper has only a `base_model`, which has only a `model`. Where the `base_model` is
+    given alone, its class tells whether it is the package's or the user's.
     """
     if (base := _only_child(module, "base_model")) and _only_child(base, "model"):
         return "base_model.model"
@@ -69,7 +69,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
-# Where nn.LSTM is one call of a vendor's library, which beats any loop over time steps.
+# There nn.LSTM is one call of a vendor's library, faster than any loop over time steps.
 FUSED_LSTM_DEVICES = {"cuda"}
 
 
@@ -79,7 +79,7 @@ def runs_fused(module: nn.Module) -> bool:
 
 
 def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Every (path, module), in registration order; shared ones at each path, wrappers at none."""
+    """Each (path, module) in registration order; shared modules at each path, no wrappers."""
     module = unwrap(module)
     yield path, module
     for name, child in module._modules.items():
@@ -88,10 +88,10 @@ def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def reshard(module: nn.Module) -> None:
-    """Have FSDP2 (fully_shard) put its shards back where they belong: what an optimizer holds.
+    """Have FSDP2 (fully_shard) put the shards, which optimizers hold, back into the module.
 
-    After a forward pass that no backward pass followed, modules hold gathered weights for the
-    time being, and FSDP2 would overwrite what is set there.
+    After a forward pass without a backward pass, modules hold gathered weights, and FSDP2 would
+    overwrite a change of these.
     """
     if (fsdp := sys.modules.get("torch.distributed.fsdp")) is None:
         return
@@ -101,10 +101,10 @@ def reshard(module: nn.Module) -> None:
 
 
 def rewrite(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-    """Write parameters to where they are, so that compiled code reads requires_grad again.
+    """Write each parameter to its own place again, so that compiled code reads requires_grad.
 
-    Older versions of torch (2.6 does, 2.13 does not) skip that check as long as nothing was
-    written to the dict that holds the parameter, and went on with what was frozen at compilation.
+    Without a write to the dict that holds the parameter, older versions of torch (2.6; not 2.13)
+    skip the check, and compiled code goes on with what was frozen when it was compiled.
     """
     ids = {id(parameter) for parameter in parameters}
     for child in module.modules():
@@ -113,7 +113,7 @@ def rewrite(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
             continue
         for name, parameter in held.items():
             if id(parameter) in ids:
-                held[name] = None  # writing the value that is there already would not count
+                held[name] = None  # a write of the present value does not count
                 held[name] = parameter
 
 
@@ -128,14 +128,14 @@ def can_train(parameter: nn.Parameter) -> bool:
 
 
 def _is_copy(owner: nn.Module, name: str, tensor: torch.Tensor) -> bool:
-    """Whether a tensor among the parameters was computed from one, as old weight drop leaves it."""
+    """Whether a tensor among the parameters is a copy that old weight drop has left there."""
     if isinstance(tensor, nn.Parameter):
         return False
     return not tensor.is_leaf or (is_rnn(owner) and not tensor.requires_grad)
 
 
 class Tree:
-    """A module's inside by path, seen through wrappers; the paths never mention them."""
+    """A module's submodules and parameters by path; wrappers are not part of the paths."""
 
     def __init__(self, module: nn.Module) -> None:
         """Read the module's present state; a later change of its structure is not followed."""
@@ -153,9 +153,9 @@ class Tree:
 
     @cached_property
     def cells(self) -> dict[str, nn.Module]:
-        """Path -> module that runs one step or one layer of a recurrence, and is no RNN of torch's.
+        """Path -> module that runs one step or layer of a recurrence, and is not an nn.RNNBase.
 
-        nn.LSTMCell and the like, and recurrent layers of the user's own that stand in a stack.
+        These are nn.LSTMCell and the like, and the user's own recurrent layers in a stack.
         """
         return cells_of(self.modules, self.rnns, stacks_of(self.modules))
 
@@ -171,7 +171,7 @@ class Tree:
         return found
 
     def places(self, rnn_path: str) -> dict[str, Place]:
-        """Full name -> place, for the parameters that serve one RNN, also from around it."""
+        """Full name -> place, for all parameters that serve one RNN, also those outside of it."""
         return self._places[rnn_path]
 
     def rnn_of(self, name: str) -> str | None:
