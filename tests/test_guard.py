@@ -665,7 +665,7 @@ def test_exact_mode_keeps_one_copy_and_fingerprint_mode_none():
     freeze(model)
 
     def kept(mode):
-        remembered = FrozenGuard(model, mode)._memory._remembered.values()
+        remembered = FrozenGuard(model, mode)._tensors._remembered.values()
         contents = [one.snapshot.content for one in remembered]
         return sum(8 if isinstance(c, int) else 8 * len(c.words) + len(c.rest) for c in contents)
 
