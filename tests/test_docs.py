@@ -86,6 +86,15 @@ def test_the_one_liners_are_found():
     assert len(one_liners(text)) == text.partition("## The guides")[0].count("\n| ") - 1 > 9
 
 
+def test_every_hazard_has_a_row_and_every_number_a_test():
+    tests = (ROOT / "tests" / "test_hazards.py").read_text()
+    names = re.findall(r"^(?:class T|def t)est_?(\d\d(?:_and_\d\d)*)", tests, re.MULTILINE)
+    tested = {number for name in names for number in name.split("_and_")}
+    page = (ROOT / "docs" / "pitfalls.md").read_text()
+    assert set(re.findall(r"^\| (\d\d) \|", page, re.MULTILINE)) == tested
+    assert len(tested) > 40
+
+
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text().partition("nav:")[2]
     assert sorted(re.findall(r"[\w.]+\.md", navigation)) == [page.name for page in PAGES]

@@ -775,7 +775,7 @@ def test_30_what_is_outside_the_scope_stays_as_the_user_set_it():
     assert frozen(model["generator"]) == set()
 
 
-# ---- issue 15, points 10 to 12: rates (8, 14 and 15 are in test_callbacks_lifecycle.py)
+# ---- rates; all forms of these: test_warmup.py, test_lr_schedulers.py
 
 
 def two_parts(lr=1e-2):
@@ -792,7 +792,7 @@ def step_with_ones(model, optimizer):
     return float((before - model["head"].weight.detach()).mean())
 
 
-def test_point_10_a_warm_up_through_steps_at_rate_0():
+def test_41_a_warm_up_through_steps_at_rate_0():
     """It is a part of the rate without it, whatever that is in a step; see test_warmup.py."""
     model, optimizer = two_parts()
     FreezeSchedule([Phase(0, "*", lr=1e-2, warmup=4)]).apply(model, 0, optimizer)
@@ -804,7 +804,7 @@ def test_point_10_a_warm_up_through_steps_at_rate_0():
     assert used == pytest.approx([0, 0.01, 0, 0.04, 0.04], abs=1e-7)
 
 
-def test_point_11_an_lr_scheduler_that_overwrites_phase_rates_in_a_plain_loop():
+def test_42_an_lr_scheduler_that_overwrites_phase_rates_in_a_plain_loop():
     """It is refused where it exists; see test_lr_schedulers.py."""
     alone = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-2)
     scheduler = torch.optim.lr_scheduler.LambdaLR(alone, lambda epoch: 0.8)
@@ -819,7 +819,7 @@ def test_point_11_an_lr_scheduler_that_overwrites_phase_rates_in_a_plain_loop():
     del scheduler
 
 
-def test_point_12_rates_are_set_for_each_schedule_and_each_run():
+def test_43_rates_are_set_for_each_schedule_and_each_run():
     model, optimizer = two_parts()
     for lr in (0.5, 0.25):
         for _ in range(2):
@@ -845,7 +845,7 @@ class InnerSteps(torch.optim.Optimizer):
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_point_1_steps_of_an_inner_optimizer(given):
+def test_31_steps_of_an_inner_optimizer(given):
     model = Tagger()
     freeze(model, "encoder")
     wrapper = InnerSteps(model.parameters())
@@ -863,7 +863,7 @@ def test_point_1_steps_of_an_inner_optimizer(given):
     guard.detach()
 
 
-def test_point_1_steps_that_nobody_sees_are_compared_at_the_end_and_warned_of():
+def test_31_steps_that_nobody_sees_are_compared_at_the_end_and_warned_of():
     model = Tagger()
     freeze(model, "encoder")
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -880,7 +880,7 @@ def test_point_1_steps_that_nobody_sees_are_compared_at_the_end_and_warned_of():
 
 
 @pytest.mark.parametrize("how", ["unfreeze", "undo", "with"])
-def test_point_2_what_leaves_is_compared_first(how):
+def test_32_what_leaves_is_compared_first(how):
     model = Tagger()
     guard = FrozenGuard(model).attach()
 
@@ -903,7 +903,7 @@ def test_point_2_what_leaves_is_compared_first(how):
         guard.detach()
 
 
-def test_point_3_a_guard_of_an_earlier_notebook_cell():
+def test_33_a_guard_of_an_earlier_notebook_cell():
     model = Tagger()
     freeze(model, "encoder")
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -917,7 +917,7 @@ def test_point_3_a_guard_of_an_earlier_notebook_cell():
     guard.detach()
 
 
-def test_point_4_unfrozen_and_never_trained():
+def test_34_unfrozen_and_never_trained():
     model = Tagger()
     freeze(model, "encoder")
     with torch.no_grad():
@@ -941,11 +941,11 @@ def test_point_4_unfrozen_and_never_trained():
     guard.detach()
 
 
-# ---- issue 15, points 5 to 7, 9, 13 and 16 (all their forms: test_handle.py, test_forgetting.py,
-# test_constants.py, test_fixed_modes.py)
+# ---- names, constants, inner optimizers; all forms of these: test_handle.py, test_forgetting.py,
+# test_constants.py, test_fixed_modes.py
 
 
-def test_point_05_a_parameter_is_not_taken_for_its_name():
+def test_35_a_parameter_is_not_taken_for_its_name():
     model = Tagger()
     handle = freeze(model, "encoder")
     model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
@@ -958,7 +958,7 @@ def test_point_05_a_parameter_is_not_taken_for_its_name():
     assert frozen(model) == set()
 
 
-def test_point_06_a_handle_in_a_copy():
+def test_36_a_handle_in_a_copy():
     model = Tagger()
     model.first, model.second = freeze(model, "encoder"), freeze(model, "encoder")
     other = copy.deepcopy(model)
@@ -969,7 +969,7 @@ def test_point_06_a_handle_in_a_copy():
     assert frozen(model) == ENCODER
 
 
-def test_point_07_swapped_tensors():
+def test_37_swapped_tensors():
     model = Tagger()
     guard = FrozenGuard(model)
     with freeze(model, "encoder"):
@@ -987,7 +987,7 @@ def test_point_07_swapped_tensors():
 
 
 @pytest.mark.parametrize("tell", [False, True])
-def test_point_09_momentum_in_an_inner_optimizer_and_slow_weights(tell):
+def test_38_momentum_in_an_inner_optimizer_and_slow_weights(tell):
     model, optimizer = fresh(lambda parameters, lr: Lookahead(SAM(parameters, ADAM, lr=lr)), {})
     for i in range(4):
         if i == 3:
@@ -1005,7 +1005,7 @@ def test_point_09_momentum_in_an_inner_optimizer_and_slow_weights(tell):
     assert "head.weight" in moved(model, before)
 
 
-def test_point_13_constants_of_the_author():
+def test_39_constants_of_the_author():
     model = Tagger()
     model.levels = nn.Parameter(torch.tensor([0.1, 0.9]), requires_grad=False)
     schedule = FreezeSchedule({0: ["head"], 5: ["*"]})
@@ -1022,7 +1022,7 @@ def test_point_13_constants_of_the_author():
     assert frozen(model) == set()
 
 
-def test_point_16_a_held_batch_norm_and_update_bn():
+def test_40_a_held_batch_norm_and_update_bn():
     torch.manual_seed(0)
     held = nn.Sequential(nn.Linear(C, C), nn.BatchNorm1d(C), nn.Linear(C, C))
     plain = copy.deepcopy(held)
