@@ -41,7 +41,7 @@ def param_groups(
             own parameters. `1 / 2.6` is ULMFiT's (Howard & Ruder 2018, arXiv 1801.06146).
         weight_decay: Weight decay of all but `no_decay`.
         no_decay: Targets (see `select`) that get no weight decay, in groups of their own named
-            `... (no decay)`; other than elsewhere they may match nothing. None: all decay.
+            `... (no decay)`. Here, unlike in `select`, a target may match nothing. None: all decay.
             Without weight decay nothing is split.
         groups: The model's layers as you see them, input side first: a target or a list of targets
             for each, as in `[["embeddings"], ["net.0"], ["net.1"], ["head"]]`. The depth is then
