@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
 
 from .._checks import as_bool, as_module
-from .._model import Tree, wrapped_name
+from .._model import Tree, runs_fused, wrapped_name
 from .._warn import warn
 from .unregistered import kept_outside
 
@@ -107,7 +107,25 @@ def swap_lstms(
     _say_what_is_kept_outside(model, {id(module) for module in left.values()}, done)
     if not places and not left:
         _say_what_there_is(model, done)
+    _say_where_it_is_slower({path: lstm for path, (_, _, lstm) in places.items()})
     return tuple(places)
+
+
+def _say_where_it_is_slower(replaced: Mapping[str, nn.LSTM]) -> None:
+    """Warns once of those that ran a vendor's fused kernels and have no frozen part yet."""
+    slower = [
+        repr(path)
+        for path, lstm in replaced.items()
+        if runs_fused(lstm) and all(p.requires_grad for p in lstm.parameters())
+    ]
+    if not slower:
+        return
+    warn(
+        f"{', '.join(slower)}: on CUDA a BiLSTM all of which trains is slower than nn.LSTM, which "
+        "runs on cuDNN. What speaks for BiLSTM there: a frozen prefix whose outputs are cached "
+        "(lstm.prefix_cache = PrefixCache()), one direction frozen, or a frozen encoder in eval() "
+        "that gradients pass through. Else keep nn.LSTM: freeze and all else here work on it, too"
+    )
 
 
 def _say_what_is_kept_outside(model: nn.Module, left: set[int], done: type[nn.Module]) -> None:

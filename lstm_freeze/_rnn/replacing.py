@@ -35,8 +35,8 @@ def replace_lstm(model: nn.Module, *, subclasses: bool = False) -> tuple[str, ..
 
     Warns:
         UserWarning: A subclass was left alone, there was nothing to replace (it says what there
-            is), or an nn.LSTM is also kept in a plain list, dict or the like, from where it would
-            go on to run.
+            is), an nn.LSTM is also kept in a plain list, dict or the like, from where it would go
+            on to run, or one is on CUDA with no part frozen, where cuDNN is faster.
     """
 
     def convert(lstm: nn.LSTM) -> BiLSTM:

@@ -40,6 +40,14 @@ def reads():
     return count
 
 
+@pytest.fixture
+def fused(device, monkeypatch):
+    """Takes the pretend device for one with a vendor's LSTM, as CUDA has."""
+    from lstm_freeze._model import tree
+
+    monkeypatch.setattr(tree, "FUSED_LSTM_DEVICES", {torch.device(device).type})
+
+
 @pytest.fixture(autouse=True)
 def full_precision():
     """No TF32 on CUDA: the oracle's products are in full float32."""

@@ -137,14 +137,6 @@ def test_slanted_triangular(model, device):
     assert optimizer.param_groups[-1]["lr"] > 0.09
 
 
-@pytest.fixture
-def fused(device, monkeypatch):
-    """Takes the pretend device for one with a vendor's LSTM, as CUDA has."""
-    from lstm_freeze._model import tree
-
-    monkeypatch.setattr(tree, "FUSED_LSTM_DEVICES", {torch.device(device).type})
-
-
 def test_status_says_where_nn_lstm_is_faster(model, fused):
     faster = "encoder is a BiLSTM on CUDA and all of it trains: nn.LSTM on cuDNN is faster"
     assert faster in " ".join(str(status(model)).split())
