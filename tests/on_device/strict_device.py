@@ -107,6 +107,16 @@ class StrictTensor(torch.Tensor):
     def __repr__(self) -> str:
         return f"strict({self.raw})"
 
+    @property
+    def data(self) -> torch.Tensor:
+        return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        torch.Tensor.data.__set__(self, value)
+        if isinstance(value, StrictTensor):  # as in module.half(): the wrapper has new numbers
+            self.raw = value.raw
+
     def tolist(self) -> Any:
         host_reads.append("tolist")
         return self.raw.tolist()
