@@ -127,6 +127,14 @@ class StrictTensor(torch.Tensor):
     def new_tensor(self, data: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.tensor(data, dtype=dtype or self.dtype).to(DEVICE)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Files hold it as a tensor of the CPU; so they can be read in other processes."""
+        host_reads.append("pickle")
+        reduced = torch.nn.Parameter(self.raw, self.requires_grad)
+        return (reduced if isinstance(self, torch.nn.Parameter) else self.raw).__reduce_ex__(
+            protocol
+        )
+
     def data_ptr(self) -> int:
         return self.raw.data_ptr()
 
@@ -185,6 +193,8 @@ def _wrapped(value: Any, given: dict[int, StrictTensor]) -> Any:
 
 _library = torch.library.Library("_", "IMPL")
 _library.fallback(lambda op, *args, **kwargs: _run(op, args, kwargs), dispatch_key="PrivateUse1")
+# No operation is cast by autocast here; what asks for its dtype, as BiLSTM does, is told it.
+_library.fallback(torch.library.fallthrough_kernel, dispatch_key="AutocastPrivateUse1")
 
 _tensor = torch.tensor
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils.flop_counter import FlopCounterMode
 
 from lstm_freeze import BiLSTM, freeze
 
@@ -132,16 +133,55 @@ def test_gradients_of_input_and_states(device, form):
     assert_close(*found)
 
 
-def test_second_derivatives(device):
-    bilstm, _ = pair(device, dtype=torch.float64)
-    x = torch.randn(3, 2, 4, dtype=torch.float64).to(device).requires_grad_()
-    (grad,) = torch.autograd.grad(bilstm(x)[0].square().sum(), x, create_graph=True)
-    grad.square().sum().backward()
-    here = copy.deepcopy(bilstm).cpu()
-    y = x.detach().cpu().requires_grad_()
-    (same,) = torch.autograd.grad(here(y)[0].square().sum(), y, create_graph=True)
-    same.square().sum().backward()
-    torch.testing.assert_close(x.grad.cpu(), y.grad)
+@pytest.mark.parametrize("form", ["dense", "packed"])
+def test_second_derivatives(device, form):
+    here, found = pair("cpu", dtype=torch.float64)[0], []
+    freeze(here, layers=1, directions="reverse")
+    for module in (copy.deepcopy(here).to(device), here):
+        place = module.weight_hh_l0.device
+        gen = torch.Generator().manual_seed(4)
+        leaf = torch.randn(4, 7, 4, generator=gen, dtype=torch.float64).to(place).requires_grad_()
+        samples = [leaf[i, :n] for i, n in enumerate(LENGTHS)]
+        packed = form == "packed"
+        output = module(pack_sequence(samples, False) if packed else leaf.transpose(0, 1))[0]
+        loss = (output.data if packed else output).square().sum()
+        (grad,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        grad.square().sum().backward()
+        grads = [None if p.grad is None else p.grad.cpu() for p in module.parameters()]
+        found.append([leaf.grad.cpu(), *grads])
+    assert_close(*found)
+    assert sum(g is not None for g in found[0]) == 1 + 12
+
+
+@pytest.mark.parametrize("form", ["dense", "packed"])
+def test_as_many_flops_are_counted(device, form):
+    bilstm, _ = pair(device)
+    freeze(bilstm, layers=0)
+    found = []
+    for module in (bilstm, copy.deepcopy(bilstm).cpu()):
+        x = moved(inputs(form), module.weight_hh_l0.device)
+        with FlopCounterMode(display=False) as counter:
+            output = module(x)[0]
+            (output if form == "dense" else output.data).sum().backward()
+        found.append(counter.get_total_flops())
+    assert found[0] == found[1] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["dense", "packed"])
+def test_autocast_gives_results_of_its_dtype(device, form, dtype):
+    bilstm, _ = pair(device)
+    freeze(bilstm, layers=0)
+    x = moved(inputs(form), device)
+    full = everything(bilstm, x)
+    with torch.autocast(torch.device(device).type, dtype):
+        found = everything(bilstm, x)
+    assert {t.dtype for t in found[:3]} == {dtype}
+    for got, expected in zip(found, full, strict=True):
+        if expected is not None:
+            scale = max(expected.abs().max().item(), 1)
+            torch.testing.assert_close(got.float(), expected, rtol=0, atol=3e-2 * scale)
+            assert not torch.equal(got.float(), expected)
 
 
 def test_dropout_between_layers(device):
@@ -187,3 +227,30 @@ def test_a_training_step_reads_nothing_back(device, reads, form, frozen):
     step()
     assert reads(step) == []
     assert reads(lambda: bilstm.weight_hh_l0.sum().item()) != []  # it does count
+
+
+# Forms differ in their rows, kinds in what is asked of the backward pass: dense input has them all.
+SHORT = {
+    "dense": (torch.ones(2, 3, 4), FROZEN),
+    "unbatched": (torch.ones(2, 4), FROZEN[::4]),
+    "packed": (pack_sequence([torch.ones(1, 4), torch.ones(2, 4)], False), FROZEN[::4]),
+    "packed sorted": (pack_sequence([torch.ones(2, 4), torch.ones(1, 4)]), FROZEN[::4]),
+}
+
+
+@pytest.mark.parametrize("form", SHORT)
+def test_no_pattern_reads_anything_back(device, reads, form):
+    bilstm, _ = pair(device, proj_size=2)
+    x = moved(SHORT[form][0], device)
+
+    def step():
+        output, (h, c) = bilstm(x)
+        rows = output if isinstance(output, torch.Tensor) else output.data
+        loss = rows.sum() + h.sum() + c.sum()
+        if loss.requires_grad:
+            loss.backward()
+
+    assert reads(step) == []
+    for frozen in SHORT[form][1]:
+        with freeze(bilstm, **frozen):
+            assert reads(step) == [], frozen

@@ -66,6 +66,31 @@ def test_the_cache_serves_padded_batches(device):
     assert (stats["hits"], stats["misses"]) == (B, B)
 
 
+def test_a_cached_call_reads_two_values_and_lengths_on_the_device(device, reads):
+    _, there = twins(device)
+    freeze(there, layers=0)
+    there.prefix_cache = PrefixCache()
+    x = torch.randn(T, B, I).to(device)
+    for hits, (name, given) in enumerate(GIVEN.items()):
+        lengths = given(device)
+        found = reads(lambda n=lengths: there(x, lengths=n)[0].sum().backward())
+        assert len(found) <= 2 + ("device" in name), name
+        assert there.prefix_cache.stats()["hits"] == hits * B
+
+
+@pytest.mark.parametrize("frozen", [{"layers": 0}, {"directions": "reverse"}, {}], ids=str)
+def test_gradients_of_what_trains_are_the_cpus(device, reads, frozen):
+    here, there = twins(device)
+    freeze(here, **frozen), freeze(there, **frozen)
+    x = torch.randn(T, B, I)
+    found = step(there, x.to(device), LENGTHS)
+    for ours, theirs in zip(found, step(here, x, LENGTHS), strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-5, atol=1e-6)
+    assert reads(lambda: step(there, x.to(device), LENGTHS)) == []
+
+
 def test_wrong_lengths_on_the_device_are_named(device):
     _, there = twins(device)
     with pytest.raises(ValueError, match=r"`lengths` must be between 1 .* lengths\[1\] = 8"):
