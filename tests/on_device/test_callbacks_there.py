@@ -8,12 +8,22 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lstm_freeze import BiLSTM, PrefixCache, param_groups
+from lstm_freeze import (
+    BiLSTM,
+    FrozenWeightsChanged,
+    PrefixCache,
+    add_lora,
+    fingerprints,
+    load_changes,
+    param_groups,
+)
 from lstm_freeze.callbacks import (
     FreezeScheduler,
     FrozenWeightsCheck,
     GradualUnfreezing,
     Plateau,
+    SaveChanges,
+    WeightAnchor,
     WeightDrift,
 )
 
@@ -75,7 +85,7 @@ class Classifier(pl.LightningModule):
         return torch.optim.AdamW(param_groups(self, lr=1e-2), foreach=False)
 
 
-def fit(model, device, callbacks, epochs=4, **options):
+def fit(model, device, callbacks, epochs=4, ckpt_path=None, **options):
     gen = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randn(8, 3, 4, generator=gen), torch.randint(2, (8,), generator=gen))
     loader = DataLoader(data, batch_size=4)
@@ -89,7 +99,7 @@ def fit(model, device, callbacks, epochs=4, **options):
         enable_model_summary=False,
         **options,
     )
-    trainer.fit(model, loader, loader)
+    trainer.fit(model, loader, loader, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -132,8 +142,6 @@ def test_a_prefix_cache_serves_a_fit(model, device):
 
 @pytest.mark.parametrize("mode", ["exact", "fingerprint"])
 def test_the_check_fails_a_fit_in_which_a_frozen_weight_moves(model, device, mode):
-    from lstm_freeze import FrozenWeightsChanged
-
     class Meddler(pl.Callback):
         def on_before_zero_grad(self, trainer, pl_module, optimizer):
             with torch.no_grad():
@@ -142,3 +150,71 @@ def test_the_check_fails_a_fit_in_which_a_frozen_weight_moves(model, device, mod
     callbacks = [FreezeScheduler({0: ["head"]}), FrozenWeightsCheck(mode=mode), Meddler()]
     with pytest.raises(FrozenWeightsChanged, match=r"encoder\.bias_hh_l0"):
         fit(model, device, callbacks)
+
+
+def values(model):
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def anchored(place, strength):
+    """The weights of a fit, and how far it has drawn them from where they began."""
+    torch.manual_seed(0)
+    model = Classifier()
+    start = values(model)
+    fit(model, place, [FreezeScheduler({0: ["*"]}), WeightAnchor("encoder", strength)], epochs=2)
+    found = values(model)
+    return found, sum((found[n] - start[n]).norm() for n in start if "encoder" in n)
+
+
+def test_weights_are_anchored_as_on_the_cpu(device):
+    found, distance = anchored(device, 20.0)
+    expected, _ = anchored("cpu", 20.0)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
+    assert distance < 0.95 * anchored(device, 0.0)[1]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_thin_checkpoint_of_the_device_is_read_and_resumed_here(model, device, tmp_path):
+    base, start = fingerprints(model), values(model)
+    schedule = {0: ["head"], 1: ["head", "encoder[1]"]}
+    trainer = fit(model, device, [FreezeScheduler(schedule), SaveChanges()], epochs=2)
+    trainer.save_checkpoint(tmp_path / "thin.ckpt")
+    saved = torch.load(tmp_path / "thin.ckpt", weights_only=True)["state_dict"]
+    changed = {n for n, value in values(model).items() if not torch.equal(value, start[n])}
+    assert saved.keys() - {"lstm_freeze.base"} == changed
+    assert changed == {n for n in start if "l1" in n or "head" in n}
+
+    torch.manual_seed(0)
+    here = Classifier()
+    assert fingerprints(here) == base
+    load_changes(here, tmp_path / "thin.ckpt")
+    assert fingerprints(here) == fingerprints(model)
+
+    for place in ("cpu", device):
+        torch.manual_seed(0)
+        resumed = Classifier()
+        callbacks = [FreezeScheduler(schedule), SaveChanges()]
+        fit(resumed, place, callbacks, epochs=3, ckpt_path=tmp_path / "thin.ckpt")
+        assert resumed.trained == [{n for n, _ in model.named_parameters() if n in changed}]
+        before, after = values(model), values(resumed)
+        assert {n for n in before if not torch.equal(before[n], after[n])} == changed
+
+
+def test_a_parameter_that_idles_in_a_fit_is_named(model, device):
+    model.spare = nn.Linear(2, 2)
+    check = FrozenWeightsCheck(idle_after=3)
+    with pytest.warns(UserWarning, match=r"spare\.weight, spare\.bias got no gradient"):
+        fit(model, device, [FreezeScheduler({0: ["head", "spare"]}), check], epochs=2)
+    assert check.checks == 5
+
+
+def test_factors_train_in_a_fit_and_the_base_stays(model, device):
+    lora = add_lora(model, "encoder", rank=2)
+    before = values(model)
+    check = FrozenWeightsCheck(mode="fingerprint")
+    fit(model, device, [FreezeScheduler({0: ["head", "lora"]}), check], epochs=2)
+    now = values(model)
+    moved = {n for n in before if not torch.equal(now[n], before[n])}
+    assert moved == {*lora.parameters, "head.weight", "head.bias"}
+    assert check.checks == 5
