@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ from lstm_freeze import (
 
 SIZES = (25, 50, 100)
 SPLITS = 20
-EPOCHS = 10
+PASSES = 480  # peptides trained on: 19 epochs of 25, 9 of 50, 4 of 100, at about the same cost
 BATCH_SIZE = 16
 OF_A_FAMILY = 10  # at most, so that no family decides about a fold
 MOST = 1000  # peptides of a task, so that reading them takes seconds
@@ -60,27 +61,27 @@ RATES = Choice([0.003, 0.01])
 # ---- the ways to fine-tune: what trains when
 
 
-def everything(_: nn.Module) -> FreezeSchedule:
+def everything(_: nn.Module, epochs: int) -> FreezeSchedule:
     """All from the first epoch on."""
     return FreezeSchedule({0: ["*"]})
 
 
-def only_the_head(_: nn.Module) -> FreezeSchedule:
+def only_the_head(_: nn.Module, epochs: int) -> FreezeSchedule:
     """The head; the encoder stays frozen."""
     return FreezeSchedule({0: ["head"]})
 
 
-def gradual(model: nn.Module) -> FreezeSchedule:
-    """The head, then a layer more every three epochs."""
-    return FreezeSchedule.gradual_unfreezing(model, every=3)
+def gradual(model: nn.Module, epochs: int) -> FreezeSchedule:
+    """The head for a quarter of the epochs, then a layer more, then all."""
+    return FreezeSchedule.gradual_unfreezing(model, every=max(1, epochs // 4))
 
 
-def probe_then_tune(model: nn.Module) -> FreezeSchedule:
-    """The head for three epochs, then all (LP-FT)."""
-    return FreezeSchedule.linear_probing(model, every=3)
+def probe_then_tune(model: nn.Module, epochs: int) -> FreezeSchedule:
+    """The head for a third of the epochs, then all (LP-FT)."""
+    return FreezeSchedule.linear_probing(model, every=max(1, epochs // 3))
 
 
-def low_rank(model: nn.Module) -> FreezeSchedule:
+def low_rank(model: nn.Module, epochs: int) -> FreezeSchedule:
     """The head, and small updates beside the frozen weights of the encoder (LoRA)."""
     add_lora(model, "encoder", rank=4)
     return FreezeSchedule({0: ["head", "lora"]})
@@ -94,6 +95,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "LP-FT": {"schedule": probe_then_tune, "lr": RATES},
     "LoRA": {"schedule": low_rank, "lr": Choice([0.01, 0.03])},
 }
+# Asked first, and of two methods only: the more methods are compared, the wider the intervals.
+WORTH_IT = ("from scratch", "LP-FT")
 # Markers and lines differ as well as Okabe and Ito's colours: readable in print and for every kind
 # of colour vision.
 LOOKS = [
@@ -142,7 +145,7 @@ class Classifier(nn.Module):
 class Study:
     """The score function for `compare`, and the count of what it checked."""
 
-    def __init__(self, data: Data, epochs: int = EPOCHS) -> None:
+    def __init__(self, data: Data, epochs: int) -> None:
         """Remember the peptides."""
         self.data = data
         self.epochs = epochs
@@ -154,7 +157,7 @@ class Study:
         test: np.ndarray,
         seed: int,
         *,
-        schedule: Callable[[nn.Module], FreezeSchedule],
+        schedule: Callable[[nn.Module, int], FreezeSchedule],
         lr: float,
         pretrained: bool = True,
         layer_decay: float = 1.0,
@@ -162,7 +165,7 @@ class Study:
         """Fine-tune on the peptides `train`; the share of `test` that is told right."""
         torch.manual_seed(seed)
         model = Classifier(pretrained, self.data.mean)
-        plan = schedule(model)
+        plan = schedule(model, self.epochs)
         groups = param_groups(model, lr, layer_decay=layer_decay, weight_decay=0.01)
         optimizer = torch.optim.AdamW(groups)
         with FrozenGuard(model).attach(optimizer) as guard:
@@ -236,22 +239,43 @@ class Job(NamedTuple):
     epochs: int
 
 
-def compared(
-    job: Job, data: Data, progress: Callable[[int, int], None] | bool = False
-) -> tuple[Comparison, Counter[str]]:
-    """The comparison, and how many optimizer steps were checked."""
+class Found(NamedTuple):
+    """What a job found: is pretraining worth it, which method is best, and the steps checked."""
+
+    worth_it: Comparison | None
+    best: Comparison
+    steps: Counter[str]
+
+
+def compared(job: Job, data: Data, progress: Callable[[int, int], None] | bool = False) -> Found:
+    """Compare two methods, then all; a folder keeps the scores, so nothing is trained twice."""
     torch.set_num_threads(1)  # the encoder is too small for more to help
     study = Study(data, job.epochs)
-    found = compare(
-        study.score,
-        {name: METHODS[name] for name in job.methods},
-        few_labelled(data, job.size, job.splits),
-        labels=data.labels.numpy(),
-        groups=data.families.numpy(),
-        inner=2,
-        progress=progress,
-    )
-    return found, study.steps
+    splits = few_labelled(data, job.size, job.splits)
+    found: list[Comparison | None] = [None]
+    with tempfile.TemporaryDirectory() as folder:
+        for names in stages(job):
+            found.append(
+                compare(
+                    study.score,
+                    {name: METHODS[name] for name in names},
+                    splits,
+                    labels=data.labels.numpy(),
+                    groups=data.families.numpy(),
+                    inner=2,
+                    folder=folder,
+                    progress=progress,
+                )
+            )
+    worth_it, best = found[-2:]
+    assert best is not None
+    return Found(worth_it, best, study.steps)
+
+
+def stages(job: Job) -> list[Sequence[str]]:
+    """The methods of each comparison: two, where there are more, then all."""
+    two = set(WORTH_IT) < set(job.methods)
+    return [WORTH_IT, job.methods] if two else [job.methods]
 
 
 _done: Any = None  # a counter that all processes share
@@ -262,7 +286,7 @@ def _share(counter: Any) -> None:
     _done = counter
 
 
-def _in_a_worker(job: Job, data: Data) -> tuple[Comparison, Counter[str]]:
+def _in_a_worker(job: Job, data: Data) -> Found:
     def count(done: int, total: int) -> None:
         with _done.get_lock():
             _done.value += 1
@@ -270,8 +294,8 @@ def _in_a_worker(job: Job, data: Data) -> tuple[Comparison, Counter[str]]:
     return compared(job, data, count)
 
 
-def run(jobs: Sequence[Job], data: Data, console: Console) -> dict[int, Any]:
-    """Size -> comparison and steps; two processes, each with one thread, share the jobs."""
+def run(jobs: Sequence[Job], data: Data, console: Console) -> dict[int, Found]:
+    """Size -> what was found; two processes, each with one thread, share the jobs."""
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("trainings"), TimeElapsedColumn())
     context = multiprocessing.get_context("spawn")
     counter = context.Value("i", 0)
@@ -280,7 +304,7 @@ def run(jobs: Sequence[Job], data: Data, console: Console) -> dict[int, Any]:
         ProcessPoolExecutor(2, context, _share, (counter,)) as pool,
     ):
         task = progress.add_task("", total=sum(map(trainings, jobs)))
-        waiting: dict[int, Future[Any]] = {
+        waiting: dict[int, Future[Found]] = {
             job.size: pool.submit(_in_a_worker, job, data)
             for job in sorted(jobs, reverse=True)  # the longest first
         }
@@ -292,7 +316,8 @@ def run(jobs: Sequence[Job], data: Data, console: Console) -> dict[int, Any]:
 
 def trainings(job: Job) -> int:
     """How often a model is trained: two folds for each rate that is tried, and the whole."""
-    rates = [len(METHODS[name]["lr"].values) for name in job.methods]
+    names = [name for methods in stages(job) for name in methods]  # those kept are counted again
+    rates = [len(METHODS[name]["lr"].values) for name in names]
     return job.splits * sum(2 * n + 1 for n in rates)
 
 
@@ -395,7 +420,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--method", nargs="+", choices=METHODS, default=[*METHODS], help="methods (default: all)"
     )
     parser.add_argument(
-        "--epochs", type=_positive, default=EPOCHS, help=f"epochs a training (default: {EPOCHS})"
+        "--epochs", type=_positive, help=f"epochs a training (default: {PASSES} / labelled)"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("out"), help="folder for the figure (default: out)"
@@ -411,23 +436,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{len(data.families.unique())} families (80% identity; at most {OF_A_FAMILY} of each)."
     )
     jobs = [
-        Job(size, options.splits, options.method, options.epochs)
+        Job(size, options.splits, options.method, options.epochs or max(1, PASSES // size))
         for size in sorted(set(options.labelled))
     ]
     results = run(jobs, data, console)
-    found = {size: comparison for size, (comparison, _) in results.items()}
-    steps = sum((counted for _, counted in results.values()), Counter())
+    found = {size: result.best for size, result in results.items()}
+    steps = sum((result.steps for result in results.values()), Counter())
     options.out.mkdir(parents=True, exist_ok=True)
     figure = options.out / "finetune_peptides.png"
     draw(found, figure)
-    console.print("", report(found, options.splits), "", sep="\n")
-    for size, comparison in found.items():
-        console.print(f"{size} labelled: {escape(comparison.reason)}\n", highlight=False)
+    if worth_it := {size: r.worth_it for size, r in results.items() if r.worth_it is not None}:
+        _print_reasons(console, "Is pretraining worth it?", worth_it)
+    console.print("", report(found, options.splits), sep="\n")
+    _print_reasons(console, "Which way is best?", found)
     console.print(
-        f"Frozen weights: {steps['with something frozen']:,} of {steps['all']:,} optimizer steps "
+        f"\nFrozen weights: {steps['with something frozen']:,} of {steps['all']:,} optimizer steps "
         "were taken with something frozen; after each, every frozen bit was as before."
     )
     console.print(f"Figure: {figure} ({time.perf_counter() - began:.0f} s)", soft_wrap=True)
+
+
+def _print_reasons(console: Console, question: str, found: Mapping[int, Comparison]) -> None:
+    console.print(f"\n[bold]{question}[/bold]")
+    for size, comparison in found.items():
+        console.print(f"{size} labelled: {escape(comparison.reason)}", highlight=False)
 
 
 def _positive(text: str) -> int:

@@ -133,14 +133,14 @@ def test_labelled_peptides_grow_and_share_no_family_with_the_test(anticancer):
     assert sorted(tested) == list(range(712))
 
 
-# Of 20 steps, those in which something is frozen, and how many numbers train at the end.
+# Of 24 steps, those in which something is frozen, and how many numbers train at the end.
 WHEN = {
     "from scratch": (0, ENCODER + HEAD),
-    "frozen encoder": (20, HEAD),
+    "frozen encoder": (24, HEAD),
     "full": (0, ENCODER + HEAD),
     "gradual": (12, ENCODER + HEAD),
-    "LP-FT": (6, ENCODER + HEAD),
-    "LoRA": (20, FACTORS + HEAD),
+    "LP-FT": (8, ENCODER + HEAD),
+    "LoRA": (24, FACTORS + HEAD),
 }
 
 
@@ -157,12 +157,12 @@ def test_method_trains_what_it_says_and_checks_the_rest(name, anticancer, monkey
     monkeypatch.setattr(
         finetune_peptides, "Classifier", lambda *args: made.append(plain(*args)) or made[-1]
     )
-    study = finetune_peptides.Study(anticancer)
+    study = finetune_peptides.Study(anticancer, epochs=12)
     settings = {**finetune_peptides.METHODS[name], "lr": 0.01}
     accuracy = study.score(np.arange(32), np.arange(32, 60), 0, **settings)
     frozen, trainable = WHEN[name]
     (model,) = made
-    assert study.steps == {"all": 20, "with something frozen": frozen}
+    assert study.steps == {"all": 24, "with something frozen": frozen}
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
     assert 0 <= accuracy <= 1
     pretrained = peptides.load_encoder("V6")[0].state_dict()
@@ -198,15 +198,18 @@ def test_demo_prints_its_tables_and_draws_its_figure(
     )
     out = tmp_path / "new" / "folder"
     options = ["--labelled", "16", "24", "--splits", "2", "--epochs", "1", "--out", str(out)]
-    finetune_peptides.main([*options, "--method", "frozen encoder", "full"])
+    finetune_peptides.main([*options, "--method", "frozen encoder", "from scratch", "LP-FT"])
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     assert max(map(len, lines)) <= int(columns) or str(out) in max(lines, key=len)
     flat = " ".join(printed.split())
     assert "712 peptides, of which 299 are anticancer, of 556 families" in flat
-    # A step each, but two where 24 peptides are trained on; half of them with a frozen encoder.
-    assert "Frozen weights: 22 of 44 optimizer steps" in flat
-    assert flat.count("no difference can be told over 2 splits") == 2
+    # A step each, but two where 24 peptides are trained on: 22 a method, though two are compared
+    # twice. In one epoch LP-FT trains no more than the head.
+    assert "Frozen weights: 44 of 66 optimizer steps" in flat
+    assert flat.count("no difference can be told over 2 splits") == 4
+    assert "Is pretraining worth it? 16 labelled: Between the two methods" in flat
+    assert "Which way is best? 16 labelled: Between the 3 methods" in flat
     assert "16 labelled" in flat
     figure = out / "finetune_peptides.png"
     assert f"Figure: {figure}" in printed
