@@ -1,12 +1,13 @@
-"""What the author of a model made constant, and when it is trained nevertheless.
+"""Constants: parameters that a model's author made constant, and when they train nevertheless.
 
-A parameter whose requires_grad was False before this library first touched its module is constant:
-quantile levels kept as an `nn.Parameter`, an embedding built with `from_pretrained(freeze=True)`.
-It trains only when it is named: by a target that covers nothing but such parameters. That is its
-own path, or a module or an RNN's layer in which nothing trained (an encoder frozen by hand). A
-target that also covers what trained, as `"*"` does, says nothing about it, and neither does the
-absence of any target. Once `freeze`, `unfreeze` or a schedule has named it, it counts as trainable;
-undoing the call takes that back.
+A parameter is constant if its requires_grad was False before this library first touched its module.
+Examples are quantile levels kept as an `nn.Parameter`, and an embedding built with
+`from_pretrained(freeze=True)`. A constant trains only when a target names it. A target names the
+constants that it covers if it covers nothing else: the path of a constant, or of a module or an
+RNN's layer in which nothing trained (an encoder frozen by hand). A target that also covers other
+parameters, as `"*"` does, names no constant, and neither does a call without targets. Once
+`freeze`, `unfreeze` or a schedule has named a constant, it counts as trainable; undoing the call
+takes that back.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ def slots_of(tree: Tree) -> dict[int, tuple[Slot, ...]]:
 
 
 def constants(tree: Tree, noted: bool = False) -> dict[str, nn.Parameter]:
-    """First name -> parameter, for what could train, was not trainable at first and is not named.
+    """First name -> parameter, for the constants that no call has named yet.
 
     Args:
         tree: The module.
-        noted: Only what is noted as constant: in a module that this library has touched.
+        noted: Only parameters that are noted as constant, in modules this library has touched.
     """
     still = {CONSTANT} if noted else {CONSTANT, None}
     return {
@@ -50,12 +51,12 @@ def constants(tree: Tree, noted: bool = False) -> dict[str, nn.Parameter]:
 def unnamed(tree: Tree, targets: Iterable[Named]) -> dict[str, nn.Parameter]:
     """The constants that none of these targets names.
 
-    What was named once does not change what a target names: phases of a schedule name the same
-    whatever came before.
+    Earlier calls do not change what a target names: the phases of a schedule name the same,
+    whatever was called before.
 
     Args:
         tree: The module.
-        targets: What each target covers.
+        targets: The parameters that each target covers.
     """
     marks = _marks(tree).values()
     trained = {id(p) for p, mark in marks if mark == TRAINABLE or (p.requires_grad and not mark)}
@@ -68,7 +69,7 @@ def unnamed(tree: Tree, targets: Iterable[Named]) -> dict[str, nn.Parameter]:
 
 
 def _marks(tree: Tree) -> dict[str, tuple[nn.Parameter, str | None]]:
-    """First name -> parameter and what is noted of it, under any of its names."""
+    """First name -> parameter and its mark, which may be noted under any of its names."""
     slots = slots_of(tree)
     found: dict[str, tuple[nn.Parameter, str | None]] = {}
     for name, parameter in tree.distinct().items():
@@ -83,7 +84,7 @@ def note_all(tree: Tree, trained: Named | None = None) -> None:
 
     Args:
         tree: The module.
-        trained: What is known to have trained before; None for what trains now.
+        trained: The parameters known to have trained before; None: those that train now.
     """
     known = tree.parameters if trained is None else trained
     trains = {id(p) for p in known.values() if trained is not None or p.requires_grad}
@@ -103,7 +104,7 @@ def sentence_about_constants(tree: Tree, found: Named) -> str:
 
 
 def _topmost(tree: Tree, found: Named) -> Iterator[str]:
-    """For each parameter the topmost module that holds only such ones, or its own name."""
+    """The topmost modules that hold only these parameters, and names of the other ones."""
     could = Counter(p for n, x in tree.parameters.items() if can_train(x) for p in _above(n))
     names = tree.all_names(found)
     constant = Counter(path for name in names for path in _above(name))

@@ -1,4 +1,4 @@
-"""What DistributedDataParallel allows to be frozen and unfrozen once it has wrapped a module."""
+"""What may be frozen and unfrozen in a module that DistributedDataParallel has wrapped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _trained: weakref.WeakKeyDictionary[DistributedDataParallel, dict[int, nn.Parame
 
 
 def ddp_of(module: nn.Module) -> DistributedDataParallel | None:
-    """The DDP object that was given, possibly inside or around other wrappers."""
+    """The DDP object among a module and its wrappers; None where there is none."""
     while not isinstance(module, DistributedDataParallel):
         if (name := inner_name(module)) is None:
             return None
@@ -43,7 +43,7 @@ def require_reducible(
     if reduces_all(ddp, tree):
         return
     known = _trained.get(ddp, {})
-    # What trained may have been unfrozen behind DDP's back, so the reducer itself is asked too.
+    # A parameter may have been unfrozen after DDP wrapped it, so the reducer is asked as well.
     averaged = reduced_parameters(ddp)
     reduced = None if averaged is None else set(map(id, averaged))
     for name, parameter in unfrozen.items():
@@ -80,14 +80,14 @@ def remember_trainable(ddp: DistributedDataParallel, parameters: Iterable[nn.Par
 
 @torch.no_grad()
 def align_buffers(model: nn.Module | None, modules: Iterable[nn.Module] | None = None) -> None:
-    """Give every rank rank 0's buffers, where DDP wraps the model; every rank has to come here.
+    """Give every rank the buffers of rank 0, where DDP wraps the model; all ranks must call it.
 
-    Each rank moves its own running statistics, and DDP overwrites them with rank 0's in the next
-    forward pass: what is frozen must already be that.
+    Each rank updates running statistics of its own, and DDP overwrites them with those of rank 0 in
+    the next forward pass. Frozen statistics must not change then.
 
     Args:
         model: Nothing happens where it is no DDP object.
-        modules: Whose own buffers; None for all.
+        modules: The modules whose own buffers are aligned; None for all.
     """
     if isinstance(model, DistributedDataParallel) and model.broadcast_buffers:
         source = dist.get_global_rank(model.process_group, 0)

@@ -121,10 +121,10 @@ def unfreeze(
     """Make the chosen parameters trainable, beginning without an old gradient.
 
     Parameters that cannot train (integer ones) are skipped. So is what was requires_grad=False
-    before this library first touched the module, unless a target names it: one that covers nothing
-    but such parameters, like the parameter's own path, or the path of an encoder frozen by hand as
-    a whole. `"*"`, no target at all, and a target that also covers what trained leave it alone: it
-    may be a constant. `status` lists what was left so.
+    before this library first touched the module, unless a target names it: a target that covers
+    nothing but such parameters, like the parameter's own path, or the path of an encoder that was
+    frozen by hand. `"*"`, no target at all, and a target that also covers other parameters leave it
+    frozen, because it may be a constant. `status` lists such parameters.
 
     Args:
         module: Any module; wrappers (DDP, torch.compile's) are looked through.
@@ -165,7 +165,7 @@ def unfreeze(
 def freeze_up_to(
     module: nn.Module, layer_or_target: SupportsIndex | Target, *, groups: Groups = None
 ) -> Freeze:
-    """Freeze the frozen prefix: everything registered up to and including a layer or target.
+    """Freeze everything registered up to and including a layer or target: the frozen prefix.
 
     The frozen prefix is the input-side part of a model below the lowest trainable layer; where
     its input needs no gradient, its whole backward pass can be skipped. What is registered after
@@ -227,10 +227,10 @@ def set_trainable(
 
     Args:
         module: What the user gave, with its wrappers.
-        tree: The same, read.
+        tree: The tree of that module.
         frozen: First name -> parameter to freeze.
         trainable: First name -> parameter to make trainable, constants only where they are named.
-        named: What else a target names, so that it is no constant from now on.
+        named: Further parameters that a target names, so that they are no constants any more.
         optimizer: One or several, whose state for what is frozen is dropped.
         dropout: `"keep"` or `"off"`.
         warns: Whether to warn if nothing is left that trains.
@@ -270,7 +270,7 @@ def _read(module: nn.Module) -> Tree:
     tree = Tree(as_module(module))
     ddp = ddp_of(module)
     if ddp is not None and reduces_all(ddp, tree):
-        note_all(tree, tree.distinct())  # all of it trained when DDP wrapped it
+        note_all(tree, tree.distinct())  # DDP has wrapped it when all of it trained
     return tree
 
 
@@ -297,7 +297,7 @@ def _others(tree: Tree, chosen: Named, only: bool) -> dict[str, nn.Parameter]:
 
 
 def _covered(tree: Tree, targets: Iterable[Target], chosen: Named) -> list[Named]:
-    """What each target covers of what was chosen; all of it where there is no target."""
+    """For each target the chosen parameters it covers; without targets all chosen, once."""
     found: list[Named] = []
     for target in (t for several in targets for t in as_targets(several, "targets")):
         names = tree.all_names(resolve(tree, target))

@@ -25,10 +25,10 @@ class Freeze:
     was before: requires_grad, the mode of normalisation layers and dropout. Gradients and
     optimizer state are not brought back, and edits of requires_grad by hand are overridden.
 
-    A handle stands for names. It undoes on what bears them at that time: after
-    `load_state_dict(assign=True)`, `.to_empty()`, a parametrization or a replaced module that is
-    the new Parameter; what is gone is passed over. A module that keeps its handle may be copied or
-    pickled: the copy's handle undoes on the copy.
+    A handle refers to names, and undoes on the parameters that have these names at that time. After
+    `load_state_dict(assign=True)`, `.to_empty()`, a parametrization or a replaced module these are
+    the new Parameters; names that are gone are skipped. A module that keeps its handle may be
+    copied or pickled: the copy's handle undoes on the copy.
 
     Attributes:
         changed: Names of the parameters whose requires_grad the call changed, each parameter once.
@@ -44,7 +44,7 @@ class Freeze:
     """
 
     def __init__(self, module: nn.Module, changed: tuple[str, ...]) -> None:
-        """Nothing is decided yet; made by the functions above only."""
+        """Decide nothing yet. Only the functions above make handles."""
         self.changed = changed
         self._module = module
         self._call = Call()

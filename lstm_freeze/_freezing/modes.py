@@ -10,7 +10,7 @@ from .switches import LayerDropoutSwitch, ModeSwitch
 def norm_switches(
     tree: Tree, frozen: set[int], trainable: set[int]
 ) -> list[tuple[ModeSwitch, bool]]:
-    """What becomes of the normalisation layers that depend on parameters a call decides about.
+    """The mode switches of normalisation layers whose parameters a call decides about.
 
     A layer's mode is fixed when the call makes none of its parameters trainable, even if some
     still train: the hooks act only once all of them are frozen. The hooks are taken off when
@@ -33,7 +33,7 @@ def norm_switches(
 def dropout_switches(
     tree: Tree, frozen: set[int], frozen_afterwards: set[int]
 ) -> list[ModeSwitch | LayerDropoutSwitch]:
-    """Switches for the dropout that lies within what is being frozen.
+    """The switches for dropout inside of what is being frozen.
 
     Raises:
         ValueError: An nn.LSTM, nn.GRU or nn.RNN with dropout would be frozen only in part.

@@ -1,4 +1,4 @@
-"""What a call is about to freeze and unfreeze: what it changes, and whether it can be done."""
+"""Request: what a call asks to freeze and unfreeze, and whether that can be done."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .switches import ConstantSwitch, RequiresGrad, Slot, Switch
 
 @dataclass(frozen=True)
 class Request:
-    """Parameters, by first name, that are to be frozen and to be trainable from now on.
+    """The parameters, by first name, that a call asks to freeze and to make trainable.
 
     Attributes:
         tree: The module.
         frozen: What is to be frozen.
         trainable: What is to be trainable.
-        named: What else a target names, so that it is not constant any more.
+        named: Further parameters that a target names, so that they are no constants any more.
     """
 
     tree: Tree
@@ -31,7 +31,7 @@ class Request:
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """Names of those whose requires_grad is another now."""
+        """Names of the parameters whose requires_grad the call changes."""
         off = [name for name, p in self.frozen.items() if p.requires_grad]
         return (*off, *(name for name, p in self.trainable.items() if not p.requires_grad))
 
@@ -47,7 +47,7 @@ class Request:
 
     @property
     def leaves_trainable(self) -> bool:
-        """Whether something will be trainable."""
+        """Whether something in the module will be trainable."""
         return len(self.frozen_afterwards) < len(self.tree.distinct())
 
     def refuse_unswitchable(self) -> None:
@@ -67,7 +67,7 @@ class Request:
                 )
 
     def decisions(self, dropout: str) -> list[tuple[Switch, bool]]:
-        """The switches to turn, and to what: modules first, then parameters.
+        """The switches to turn, with their new values: modules first, then parameters.
 
         Raises:
             ValueError: `dropout` is unknown, or cannot be switched off.
@@ -79,7 +79,7 @@ class Request:
         if dropout == "off":
             afterwards = {id(p) for p in self.frozen_afterwards}
             modules += [(switch, True) for switch in dropout_switches(self.tree, off, afterwards)]
-        # A module reached by two paths has one switch.
+        # A module at two paths has one switch.
         once = {
             (id(switch.slots[0].owner), switch.slots[0].name): (switch, value)
             for switch, value in modules

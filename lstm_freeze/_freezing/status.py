@@ -33,7 +33,7 @@ class Row:
         groups: The optimizer groups that hold its parameters: an index, with the name if it has
             one; with several optimizers, `optimizer:group`.
         lrs: The learning rates of these groups, each once.
-        notes: What a reader should know about it.
+        notes: Remarks on this row.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Status:
         rows: One row a part or parameter, input side first.
         trainable: Number of trainable elements, tied ones counted once.
         total: Number of elements, tied ones counted once.
-        notes: What a reader should know about the whole.
+        notes: Remarks on the whole module.
         by: `"layer"` or `"parameter"`.
         with_optimizer: Whether groups and learning rates were asked for.
     """
@@ -150,7 +150,7 @@ def _row(
     checked: bool,
 ) -> Row:
     trains = {n: p.requires_grad for n, p in parameters.items()}
-    # What can never train (integers) does not make a part mixed.
+    # A parameter that can never train (integers) does not make a part mixed.
     could = [t for n, t in trains.items() if t or can_train(parameters[n])] or [False]
     state = "mixed" if any(could) and not all(could) else ("frozen", "trainable")[any(could)]
     ties = tuple(n for n in tree.all_names(parameters) if n not in parameters)
@@ -249,7 +249,7 @@ def _module_notes(tree: Tree, shown: str, path: str, module: nn.Module) -> Itera
 
 
 def _random_though_frozen(tree: Tree, path: str, rnn: Any) -> bool:
-    """Whether dropout acts in a gap between two frozen layers in train mode."""
+    """Whether dropout is active between two frozen layers, in train mode."""
     if not (rnn.training and rnn.dropout) or fixed_mode_of(rnn) is not None:
         return False
     trains = {p.layer for n, p in tree.places(path).items() if tree.parameters[n].requires_grad}
@@ -263,7 +263,7 @@ def _which(tree: Tree, names: Sequence[str], whole: int, part: str) -> str:
 
 
 def _short(tree: Tree, names: Iterable[str], part: str) -> str:
-    """Names of parameters as read in the row of their part: kinds in an RNN, else relative."""
+    """Names of parameters within their part: kinds in an RNN, else paths below the part."""
     words = []
     for name in names:
         place = tree.place_of(name) if "[" in part else None

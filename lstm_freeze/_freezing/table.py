@@ -32,8 +32,8 @@ def as_text(status: Status) -> str:
 
 
 def as_html(status: Status) -> str:
-    """The same for a notebook."""
-    # Colours are the notebook's own, so that it reads on light and on dark.
+    """The table as HTML, for a notebook."""
+    # No colours of its own: the notebook's suit light and dark pages.
     rows = _folded(status.rows)
     head, *lines = _cells(status, rows, named=True)
     text = ["<table>", _html_row("th", head)]
@@ -58,7 +58,7 @@ def _summary(status: Status) -> str:
 
 
 def _cells(status: Status, rows: Sequence[Row], named: bool) -> list[list[str]]:
-    """The heading and the rows, as text; groups with their names or as indices."""
+    """The heading and the rows as text; optimizer groups by name or by index."""
     all_in_rnn = rows and all(row.name.startswith("[") for row in rows)
     subject = "[layer].direction" if all_in_rnn else status.by.replace("layer", "part")
     wide = max((len(f"{row.total:,}") for row in rows), default=0)

@@ -1,12 +1,12 @@
-"""What each live handle decided, so that undoing in any order restores exactly what was.
+"""Records of what each live handle decided, so that undo in any order restores what was before.
 
-For every switch (a parameter's requires_grad, a layer's dropout, ...) a record keeps the value
-from before any handle and, above it, one decision per live call, oldest first. The youngest
-decides. A call whose handle nobody holds any more can never be undone: what lies below its
-decision can never show again and is dropped. So the record of a scheduler that drops its handles
-stays short, and the moment of garbage collection is unobservable.
+For each switch (a parameter's requires_grad, a layer's dropout, ...) a record keeps the value
+before all calls and the decision of each live call, oldest first. The youngest decision counts. A
+call whose handle does not exist any more can never be undone. So the decisions older than its own
+can never count again, and are dropped. The records of a scheduler that drops its handles stay
+short, and it makes no difference when garbage is collected.
 
-Records belong to modules and names, never to Parameters, which may be replaced under their name
+Records belong to modules and names, not to Parameters: these may be replaced under their name
 (`load_state_dict(assign=True)`, a parametrization) or swapped (`torch.utils.swap_tensors`, which
 refuses tensors that have weak references).
 """
@@ -25,9 +25,9 @@ from .switches import WHOLE, Slot, Switch, covers, parameter_at
 
 
 class Call:
-    """One call that froze or unfroze; it can be undone as long as its handle, which has it, lives.
+    """One call that froze or unfroze. Its handle keeps it alive; then it can be undone.
 
-    Copying or pickling a handle copies its call, and the records that mention it.
+    Copying or pickling a handle copies its call, and the records with decisions of it.
     """
 
 
@@ -54,7 +54,7 @@ class Record:
     slots: list[tuple[weakref.ref[nn.Module], str, str]] = field(default_factory=list)
 
     def value(self, part: str) -> bool:
-        """What the youngest call decided, or what was before all."""
+        """The value that the youngest call decided, or the value before all calls."""
         for decision in reversed(self.decisions):
             if covers(decision.part, part):
                 return decision.value
@@ -63,12 +63,12 @@ class Record:
         return next((v for p, v in self.before.items() if covers(p, part)), True)
 
     def add(self, call: Call, part: str, value: bool) -> None:
-        """Decide in the name of a call."""
+        """Add the decision of a call."""
         self._drop_hidden()
         self.decisions.append(Decision(weakref.ref(call), part, value))
 
     def withdraw(self, call: Call) -> None:
-        """Take back all that a call decided."""
+        """Remove the decisions of a call."""
         self.decisions[:] = [d for d in self.decisions if d.call() is not call]
         self._drop_hidden()
 
@@ -92,8 +92,8 @@ class Record:
         self.decisions[:] = kept[::-1]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Weak references cannot be copied. Calls whose handles are not in the copy die with the
-        # state, and then they are what they are in the copy: calls that can never be undone.
+        # Weak references cannot be copied, so the state has the calls themselves. A call without
+        # its handle in the copy is freed with the state: in the copy it can never be undone.
         return {"before": self.before, "decisions": [(d.call(), *d[1:]) for d in self.decisions]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -106,21 +106,21 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What a handle keeps of one decision: the switch it turned, and the switch's record."""
+    """One decision in a handle: the switch that was turned, and the switch's record."""
 
     switch: Switch
     record: Record
 
 
 _ledger: MutableMapping[nn.Module, dict[str, Record]] = weakref.WeakKeyDictionary()
-# By the id of a Parameter, since a tied one may be reached through modules that do not know of
-# each other. An id may belong to another object by now: each use looks whether a slot holds it.
+# By the id of a Parameter, since modules that share a tied one may not know of each other. An id
+# may belong to another object by now, so each use checks that a slot of the record holds it.
 _by_parameter: MutableMapping[int, Record] = weakref.WeakValueDictionary()
 _arrived: list[Sequence[Entry]] = []  # of copied or unpickled handles, not yet in the ledger
 
 
 def decide(call: Call, switch: Switch, value: bool) -> Entry:
-    """Turn a switch in the name of a call, which decides until a younger one does."""
+    """Turn a switch for a call; its decision counts until a younger call decides."""
     _record_arrived()
     record = _record_of(switch) or Record()
     _keep(record, switch)
@@ -133,7 +133,7 @@ def decide(call: Call, switch: Switch, value: bool) -> Entry:
 
 
 def withdraw(call: Call, entries: Sequence[Entry], tree: Tree) -> list[Switch]:
-    """Take a call's decisions back, on what bears the names now; returns the switches turned.
+    """Take back a call's decisions, under the names as they are now; returns the turned switches.
 
     Args:
         call: The call.
@@ -150,7 +150,7 @@ def withdraw(call: Call, entries: Sequence[Entry], tree: Tree) -> list[Switch]:
             part = switch.slots[0].part
             record = _record_of(switch) or entry.record
             if record is not entry.record:
-                # The module was replaced, and frozen anew: what it was before is this call's doing.
+                # The module was replaced and frozen again; this call made it what it was before.
                 record.before[part] = entry.record.value(part)
             switch.write(record.value(part))
             turned.append(switch)
@@ -160,7 +160,7 @@ def withdraw(call: Call, entries: Sequence[Entry], tree: Tree) -> list[Switch]:
 
 
 def arrive(entries: Sequence[Entry]) -> None:
-    """Take in what a copied or unpickled handle decided, as soon as its module is complete."""
+    """Keep the decisions of a copied or unpickled handle until its module is complete."""
     _arrived.append(entries)
 
 
@@ -213,10 +213,10 @@ def _forget(record: Record) -> None:
 
 
 def _successors(switch: Switch, tree: Tree, present: set[int]) -> Iterator[Switch]:
-    """The switches there are now for one that was turned.
+    """The switches that now correspond to one that was turned.
 
-    A module that is still there, though perhaps under another path, is what was meant; else it
-    is what stands at its path now, and the old one, wherever that is used.
+    If the module is still part of the tree, at any path, it is that module's switch. Else it is the
+    switch of the module that is at its path now, and also that of the old module.
     """
     for slot in switch.slots:
         yield from switch.on(slot, slot.owner, tree)

@@ -1,4 +1,4 @@
-"""The guards that are attached to a module: they live as long as it does."""
+"""The guards that are attached to a module, which keeps them alive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Attached:
         self.guards: list[FrozenGuard] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return bool, ()  # False, and no need of this package to read the file
+        return bool, ()  # read back as False, so the file needs no lstm_freeze
 
 
 def attached_to(module: nn.Module) -> tuple[FrozenGuard, ...]:
@@ -29,7 +29,7 @@ def attached_to(module: nn.Module) -> tuple[FrozenGuard, ...]:
 
 
 def keep_with(module: nn.Module, guard: FrozenGuard) -> None:
-    """Have a guard live as long as its module."""
+    """Attach a guard: the module keeps it alive from now on."""
     if not isinstance(vars(module).get(_ATTRIBUTE), _Attached):
         vars(module)[_ATTRIBUTE] = _Attached()
     guards = vars(module)[_ATTRIBUTE].guards
@@ -38,7 +38,7 @@ def keep_with(module: nn.Module, guard: FrozenGuard) -> None:
 
 
 def let_go(module: nn.Module, guard: FrozenGuard) -> None:
-    """End that."""
+    """Detach a guard: the module no longer keeps it alive."""
     left = [other for other in attached_to(module) if other is not guard]
     if left:
         vars(module)[_ATTRIBUTE].guards = left

@@ -1,4 +1,4 @@
-"""Causes: what can be seen of a changed tensor after the fact, and the cause it speaks for."""
+"""Causes: the evidence that a changed tensor leaves, and the likeliest cause by it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .change import Change
 
 @dataclass(frozen=True)
 class Evidence:
-    """What can be seen of a changed tensor after the fact.
+    """What can be found out about a changed tensor after the change.
 
     Attributes:
-        replaced: Its name holds another Parameter now, or none.
-        converted: Its dtype or shape is another.
-        statistics: It is a buffer of a normalisation layer that `freeze` does not hold.
+        replaced: Its name refers to another Parameter now, or to none.
+        converted: Its dtype or shape has changed.
+        statistics: It is a buffer of a normalisation layer whose mode `freeze` has not fixed.
         requires_grad: It requires grad now, though nobody called `unfreeze`.
-        shares_with: The name of a trainable parameter that lies in the same memory.
+        shares_with: The name of a trainable parameter that uses the same memory.
         gradient: `"stale"`, `"zero"` or `"none"`.
         optimizers: The attached optimizers that hold it, with their settings.
         lbfgs: One of them is LBFGS.
-        foreign: One of them is not of torch.optim.
+        foreign: One of them is not from torch.optim.
         max_norm: It is the weight of an nn.Embedding with max_norm.
         shrunk: All its elements shrank by the same factor.
         whole: Most of its elements changed, or their number is unknown.
@@ -52,7 +52,7 @@ class Evidence:
 
 
 def likely_cause(e: Evidence) -> str:
-    """The likeliest cause, with what prevents it; the strongest evidence comes first."""
+    """The likeliest cause, with its remedy: the one that the strongest evidence supports."""
     return next(_known_causes(e), "") or _a_write(e)
 
 
@@ -115,7 +115,7 @@ def _a_write(e: Evidence) -> str:
 def gather_evidence(
     change: Change, optimizers: Sequence[Optimizer], tree: Tree, several: bool
 ) -> Evidence:
-    """What can be seen of one change; `several` tells that it is not the only one."""
+    """The evidence of one change; `several` says that other tensors changed as well."""
     owner = change.remembered.owner
     if change.replaced:
         return Evidence(replaced=True)

@@ -1,4 +1,4 @@
-"""Change: what became of one tensor that was to stay as it was."""
+"""Change: a tensor that had to stay as it was, then and now."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .snapshot import Snapshot, version_of
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one remembered tensor.
+    """One remembered tensor whose bits have changed.
 
     Attributes:
         name: The name it is reported under.
         remembered: The tensor, as it is remembered.
-        was: What it was.
-        now: The tensor that is there now, if any.
-        replaced: The name holds another Parameter now, or none.
+        was: Its snapshot.
+        now: The present tensor; None where there is none.
+        replaced: The name refers to another Parameter now, or to none.
     """
 
     name: str
@@ -33,17 +33,17 @@ class Change:
 
     @property
     def key(self) -> Key:
-        """What the tensor is found by."""
+        """The key of the remembered tensor."""
         return self.remembered.key
 
     @cached_property
     def present(self) -> Bits | None:
-        """The bits there are now."""
+        """The present bits; None where there are none."""
         return bits_of(self.now) if self.now is not None and has_bits(self.now) else None
 
     @property
     def converted(self) -> bool:
-        """Whether dtype or shape is another."""
+        """Whether dtype or shape has changed."""
         return self.present is not None and self.present[:2] != self._form
 
     @property
@@ -58,14 +58,14 @@ class Change:
 
     @cached_property
     def new_and_old(self) -> tuple[Tensor, Tensor] | None:
-        """The tensor now and as it was, where they can be compared element by element."""
+        """The tensor now and before; None where elements cannot be compared."""
         if self.present is None or isinstance(self.was.content, int) or self.converted:
             return None
         return tensor_of(self.present), tensor_of(self.was.bits_on(self.present.words.device))
 
     @cached_property
     def extent(self) -> tuple[int, float] | None:
-        """How many elements moved and the largest change, where it is known."""
+        """How many elements changed and the largest change; None where that is not known."""
         return difference(*self.new_and_old) if self.new_and_old else None
 
     @property

@@ -13,11 +13,11 @@ from .change import Change
 
 
 class FrozenWeightsChanged(RuntimeError):
-    """Frozen weights are not, bit for bit, what they were.
+    """Raised when frozen weights have changed in at least one bit.
 
     Attributes:
         names: Names of the parameters and buffers that changed, each once.
-        step: Optimizer steps since `attach` (or as given to `check`); None where none are counted.
+        step: Optimizer steps since `attach`, or the step given to `check`; None without either.
     """
 
     def __init__(self, message: str, names: tuple[str, ...] = (), step: int | None = None) -> None:
@@ -33,9 +33,9 @@ class FrozenWeightsChanged(RuntimeError):
 def message_of(
     changes: Sequence[Change], when: str, tree: Tree, optimizers: Sequence[Optimizer], guard: str
 ) -> str:
-    """The message: each change, and under those that share one the likely cause.
+    """The message: the changes, and the likely cause below those that have it in common.
 
-    `guard` tells which guard speaks, where there are several.
+    `guard` says which guard raises, where there are several.
     """
     by_cause: dict[str, list[Change]] = {}
     for change in changes:

@@ -1,4 +1,4 @@
-"""Which optimizers a guard follows: those it was given, and those that take their place."""
+"""FollowedOptimizers: the optimizers given to a guard, and those that replace or wrap them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .._model import Tree
 class FollowedOptimizers:
     """The optimizers whose steps count for a guard.
 
-    Beside those that were added, these are the ones that hold a parameter of the module that one
-    of them holds: the inner optimizer of a wrapper, or one that was built anew. Optimizers are
-    held weakly.
+    These are the added optimizers, and every other one that has a module's parameter in common with
+    one of them: the inner optimizer of a wrapper, or one that was built later. Only weak references
+    to optimizers are kept.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        """None yet."""
+        """Follow no optimizer yet."""
         self._module = module
         self._all = False
         self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._others: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-        self._names: set[str] = set()  # of the module's parameters that the known ones hold
+        self._names: set[str] = set()  # parameters of the module in the known optimizers
 
     def add(self, optimizers: Iterable[Optimizer]) -> None:
-        """Follow these, too."""
+        """Follow these optimizers, too."""
         for optimizer in optimizers:
             self._known.add(optimizer)
             self._names |= self._names_in(optimizer)
@@ -43,7 +43,7 @@ class FollowedOptimizers:
             return False
         if optimizer in self._known:
             return True
-        # Whether another one takes the place of a known one is asked again when it has grown.
+        # An unknown optimizer is looked at again only when it has got more parameters.
         size = sum(1 for _ in parameters_in(optimizer))
         if self._others.get(optimizer) == size:
             return self._all
@@ -57,7 +57,7 @@ class FollowedOptimizers:
         return iter(tuple(self._known))
 
     def covers(self, other: FollowedOptimizers) -> bool:
-        """Whether every step that the other one follows is followed here, on the same module."""
+        """Whether this follows all that the other follows, for the same module."""
         if self._all:
             return True
         if other._all or not other._names <= self._names:

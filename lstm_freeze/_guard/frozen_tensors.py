@@ -1,4 +1,4 @@
-"""What a guard remembers: every frozen tensor of a module, and what has become of each."""
+"""FrozenTensors: all that a guard remembers of a module, compared with what is there now."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .snapshot import Snapshot
 
 
 class FrozenTensors:
-    """What a module's frozen tensors were.
+    """The frozen tensors of a module, remembered with their snapshots.
 
-    A copy or a pickle of it belongs to the copy of the module that is made with it.
+    A copy or a pickle belongs to the copy of the module that is made with it.
     """
 
     def __init__(self, module: nn.Module, exact: bool) -> None:
-        """Of no tensor yet; `exact` keeps their bits, else 8 bytes a tensor."""
+        """Remember no tensor yet; `exact` keeps bits, else a fingerprint of 8 bytes a tensor."""
         self._module = module
         self._exact = exact
         self._remembered: dict[Key, Remembered] = {}
@@ -48,7 +48,7 @@ class FrozenTensors:
         self._add(tree, [p for p in tree.distinct().values() if not p.requires_grad])
 
     def leaving(self, parameters: Sequence[nn.Parameter]) -> set[Key]:
-        """What will be let go once these parameters are trainable."""
+        """The keys of all that is released once these parameters are trainable."""
         if self._linked() and not any((id(p), "") in self._remembered for p in parameters):
             return set()
         tree = Tree(self._module)
@@ -58,7 +58,7 @@ class FrozenTensors:
         return gone | {key for key, one in self._remembered.items() if one.buffer} - staying
 
     def follow(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Remember which of these are frozen now, and let go those that are trainable."""
+        """Remember those of the parameters that are frozen now, and release the trainable ones."""
         known = ((id(p), "") in self._remembered for p in parameters)
         settled = (held is not p.requires_grad for held, p in zip(known, parameters, strict=True))
         if all(settled) and self._linked():
@@ -71,13 +71,13 @@ class FrozenTensors:
         self._add(tree, [p for p in newly if (id(p), "") not in self._remembered])
 
     def take_anew(self, module: nn.Module) -> None:
-        """At the next comparison, take what a module's buffers are then as right."""
+        """At the next comparison, take the module's buffers as right as they are then."""
         for one in self._remembered.values():
             if one.owner is module:
                 one.snapshot = None
 
     def changes(self, keys: Collection[Key] | None = None) -> list[Change]:
-        """What is not as it was, of all tensors or of those with these keys; each name once."""
+        """The changes of all tensors, or of those with these keys; each name once."""
         replaced = self._replaced()
         if keys is None:
             keys = self._remembered.keys()
@@ -86,7 +86,7 @@ class FrozenTensors:
         return list(by_name.values())
 
     def _leaving_parameters(self, tree: Tree, freed: set[int]) -> set[Key]:
-        """Keys of those freed; a Parameter that was replaced leaves with its successor."""
+        """The keys of these parameters; one that was replaced is released with its successor."""
         own = {id(p) for p in tree.parameters.values()}
         names = {name for name, p in tree.parameters.items() if id(p) in freed}
         return {
@@ -124,7 +124,7 @@ class FrozenTensors:
                     yield Remembered((join(path, name),), module, name)
 
     def _take(self, several: Iterable[Remembered]) -> None:
-        """Take snapshots of those that have values; the others wait."""
+        """Take snapshots of the tensors that have values; the others get theirs later."""
         here = [(one, t) for one in several if (t := one.tensor) is not None and has_bits(t)]
         if self._exact:
             for one, tensor in here:
@@ -134,7 +134,7 @@ class FrozenTensors:
                 one.snapshot = Snapshot.of(tensor, value)
 
     def _different(self, several: Sequence[Remembered]) -> list[Change]:
-        """Those with other bits than they had, each under its first name."""
+        """The changes of those whose bits differ, each under its first name."""
         known = [(one, was) for one in several if (was := one.snapshot)]
         if len(known) < len(several):
             self._take(one for one in several if one.snapshot is None)
@@ -153,7 +153,7 @@ class FrozenTensors:
         ]
 
     def _replaced(self) -> list[Change]:
-        """Where a name has another Parameter than the one remembered, or none."""
+        """The changes of names that refer to another Parameter than the remembered, or to none."""
         if self._linked():
             return []
         tree = Tree(self._module)
@@ -176,7 +176,7 @@ class FrozenTensors:
         return found
 
     def _adopt_moved(self, tree: Tree) -> None:
-        """Go on with the Parameters that some devices make anew when a module moves to them."""
+        """Follow new Parameters: some devices make them when a module is moved there."""
         for one in list(self._remembered.values()):
             now = {id(p): p for name in one.names if (p := tree.parameters.get(name)) is not None}
             if one.buffer or one.snapshot is None or len(now) != 1:
@@ -190,7 +190,7 @@ class FrozenTensors:
                 self._remembered[heir.key] = heir
 
     def _path_links(self) -> Iterator[tuple[Mapping[str, Any], str, Any]]:
-        """What leads from the module to each remembered parameter, for a quick look."""
+        """The dict entries that lead from the module to each remembered parameter."""
         for module in self._module.modules():
             for name, child in module._modules.items():
                 yield module._modules, name, child

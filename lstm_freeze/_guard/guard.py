@@ -30,10 +30,10 @@ class FrozenGuard:
     """Remembers the bits of all that is frozen, and raises when a single one of them changes.
 
     The guard follows `freeze`, `unfreeze`, `.undo()` and context exits on any module that shares
-    the parameters: what is frozen later is remembered then, what is unfrozen is let go. What is
-    let go is compared first: an attached guard raises out of the call that unfreezes, before
-    anything is changed; another one at its next `check()`. It does not follow `requires_grad` set
-    by other means: a weight that moves after that is reported.
+    the parameters: what is frozen later is remembered then, what is unfrozen is released. Before
+    its release it is compared: an attached guard raises from the call that unfreezes, before
+    anything is changed; any other guard raises at its next `check()`. It does not follow
+    `requires_grad` set by other means: a weight that moves after that is reported.
 
     Buffers of normalisation layers (batch norm's statistics, spectral norm's vectors) belong to
     what is frozen when the parameters of their layer are. +0.0 and -0.0 differ, a NaN equals
@@ -46,8 +46,8 @@ class FrozenGuard:
         mode: `"exact"` keeps a copy of what is frozen and can say how many elements moved and
             how far; `"fingerprint"` keeps 8 bytes per parameter and still sees swapped elements and
             changes that cancel.
-        idle_after: Warn of each trainable parameter that so many optimizer steps in a row passed
-            by: no gradient arrived at it, or no optimizer that stepped holds it. Steps of several
+        idle_after: Warn of each trainable parameter that is idle for this many optimizer steps in a
+            row: it got no gradient, or is in no optimizer that made a step. Steps of several
             optimizers count together. None: do not look.
 
     Attributes:
@@ -91,7 +91,7 @@ class FrozenGuard:
         self.remember()
 
     def _begin(self) -> None:
-        """Everything that no copy takes along."""
+        """Set all attributes that copies do not take over."""
         self._every_n_steps = 1
         self._uncompared_steps = 0
         self._seen_steps = 0
@@ -99,7 +99,7 @@ class FrozenGuard:
         self._followed: FollowedOptimizers | None = None  # None while not attached
         self._idle: IdleCounts | None = None
         self._reported: set[Key] = set()
-        self._missed: FrozenWeightsChanged | None = None  # seen as it was let go, not raised yet
+        self._missed: FrozenWeightsChanged | None = None  # found before a release, not raised yet
         listeners.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class FrozenGuard:
             step: The step to name; None means the steps counted since `attach`.
 
         Raises:
-            FrozenWeightsChanged: Something differs in at least one bit, or did when it was let go.
+            FrozenWeightsChanged: Something differs in at least one bit, or did before its release.
             TypeError: `step` is not an integer.
         """
         if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
@@ -142,20 +142,20 @@ class FrozenGuard:
     def attach(self, optimizer: Any = None, every_n_steps: int = 1) -> FrozenGuard:
         """Check after each `every_n_steps`-th optimizer step, in any training loop.
 
-        Steps count from here; those of several optimizers are counted together. Followed are the
-        given optimizers and those that hold a parameter of the module that a followed one holds:
-        the inner optimizer of a wrapper, one that is built later. A step that another one makes
-        inside its own is one step with it.
+        Steps count from here; those of several optimizers are counted together. The guard follows
+        the given optimizers, and every other one that has a parameter of the module in common with
+        them: the inner optimizer of a wrapper, or one that is built later. The step of a wrapper
+        and the step that it makes inside are one step.
 
-        An attached guard lives as long as its module, and takes the place of an older one that is
-        attached to the same module and optimizers. A guard inside a `with` block ends there: it
-        is left alone by others. At the block's exit, and in `detach`, everything is compared once
-        more; not at an exit with an exception on its way.
+        An attached guard lives as long as its module, and replaces an older one that is attached to
+        the same module and optimizers. A guard of a `with` block ends with the block, and is not
+        replaced. At the block's exit, and in `detach`, everything is compared once more, unless an
+        exception ends the block.
 
         Args:
             optimizer: One or several; Lightning's wrapper is looked through. None: every optimizer
                 of this process, whichever parameters it holds.
-            every_n_steps: Compare after every so many steps.
+            every_n_steps: The number of steps from one comparison to the next.
 
         Returns:
             The guard itself.
@@ -194,12 +194,12 @@ class FrozenGuard:
         return self
 
     def detach(self) -> None:
-        """Compare once more and leave the optimizers; a second time does nothing.
+        """Compare once more and stop following the optimizers; a second time does nothing.
 
         `check()` goes on working.
 
         Raises:
-            FrozenWeightsChanged: Something changed that was not reported yet. The guard has left.
+            FrozenWeightsChanged: Something unreported changed. The guard is detached.
 
         Warns:
             UserWarning: No optimizer step was seen since `attach`.
@@ -242,10 +242,10 @@ class FrozenGuard:
             f"attached to {self._followed or 'nothing'}, {self.checks} checks passed)"
         )
 
-    # What `freeze` and its kind, and every optimizer step, call
+    # Called by `freeze`, `unfreeze` and undo, and after every optimizer step
 
     def before_unfreezing(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Compare what is about to be let go; an attached guard raises, and nothing changes."""
+        """Compare what is about to be released; an attached guard raises, and nothing changes."""
         leaving = self._tensors.leaving(parameters)
         if not leaving or not (changes := self._unreported(leaving)):
             return
@@ -255,15 +255,15 @@ class FrozenGuard:
         self._missed = self._missed or error
 
     def frozen_changed(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Hear of a freeze, unfreeze or undo: remember what is newly frozen, let go the rest."""
+        """Remember those of the parameters that are frozen now, and release the others."""
         self._tensors.follow(parameters)
 
     def statistics_recomputed(self, module: nn.Module) -> None:
-        """Take a held layer's statistics as right again once they are recomputed (update_bn)."""
+        """Take a frozen layer's statistics as right once they are recomputed (update_bn)."""
         self._tensors.take_anew(module)
 
     def idle_steps(self) -> Mapping[int, int]:
-        """Id of each trainable parameter that `idle_after` steps or more passed by -> how many."""
+        """Id of each parameter idle for `idle_after` steps or more -> for how many steps."""
         return {} if self._idle is None else self._idle.idle
 
     def after_step(self, optimizer: Optimizer, around: Sequence[object]) -> None:
@@ -285,7 +285,7 @@ class FrozenGuard:
         return unwrap(self._module)
 
     def _leave(self) -> None:
-        """Leave the optimizers without comparing."""
+        """Stop following the optimizers, without comparing."""
         stop_watching_steps(self)
         let_go(self._root, self)
         self._followed = None
@@ -293,7 +293,7 @@ class FrozenGuard:
             self._idle.stop()
 
     def _take_place(self) -> None:
-        """Detach the older guards of the module that this one makes superfluous."""
+        """Detach the module's older guards whose optimizers this one follows, too."""
         for other in attached_to(self._root):
             if other is self or other._in_block or self._in_block:
                 continue

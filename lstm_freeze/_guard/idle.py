@@ -1,4 +1,4 @@
-"""Trainable parameters that do not train: how many optimizer steps passed each one by."""
+"""IdleCounts: for how many optimizer steps each trainable parameter has been idle."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .followed import parameters_in
 
 
 class IdleCounts:
-    """Counts, for each trainable parameter, the steps in a row that passed it by.
+    """Counts, for each trainable parameter, the optimizer steps in a row for which it was idle.
 
-    A step serves a parameter if a gradient has arrived at it and the optimizer that steps holds
-    it. A gradient of zeros counts when autograd brought it, and not when `zero_grad` left it.
+    A parameter is idle in a step if it got no gradient before, or if the optimizer of the step does
+    not hold it. A gradient of zeros counts if autograd made it, and not if `zero_grad` left it.
     """
 
     def __init__(self, module: nn.Module, limit: int) -> None:
-        """Count from 0; `limit` steps in a row are too many."""
+        """Count from 0; from `limit` steps on, a parameter is reported."""
         self._module = module
         self._limit = limit
         self._steps = 0
@@ -34,7 +34,7 @@ class IdleCounts:
 
     @property
     def idle(self) -> Mapping[int, int]:
-        """Id of each parameter that too many steps passed by -> how many."""
+        """Id of each parameter that is idle for `limit` steps or more -> for how many."""
         return {
             key: count
             for key, count in self._counts.items()
@@ -42,7 +42,7 @@ class IdleCounts:
         }
 
     def read_module(self) -> None:
-        """Look at the module's parameters again, which may have been replaced."""
+        """Read the module's parameters again: they may have been replaced."""
         found = Tree(self._module).distinct()
         self._names = {id(p): (name, p) for name, p in found.items()}
         for key in self._hooks.keys() - self._names.keys():
@@ -51,10 +51,10 @@ class IdleCounts:
         self._listen()
 
     def after_step(self, optimizer: Optimizer) -> str:
-        """Count a step; a message if it was one too many for some parameters, else empty."""
+        """Count a step; a message if some parameters have just reached the limit, else empty."""
         held = {id(p) for p in parameters_in(optimizer)}
         if not held & self._names.keys():
-            return ""  # it holds copies, or another model's parameters
+            return ""  # it has copies, or the parameters of another model
         self._steps += 1
         if self._steps % self._limit == 0:
             self.read_module()

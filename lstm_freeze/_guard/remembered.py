@@ -1,4 +1,4 @@
-"""Remembered: one tensor that must not move, and what it was."""
+"""Remembered: one tensor that must not change, and its snapshot."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Key = tuple[int, str]  # id of the parameter and "", or of the module and the na
 
 @dataclass(eq=False)
 class Remembered:
-    """A tensor that must not move: a parameter, or a buffer of a frozen normalisation layer.
+    """A tensor that must not change: a parameter, or a buffer of a frozen normalisation layer.
 
     Attributes:
         names: All its names.
         owner: The parameter, or the module whose buffer it is.
         buffer: The name of the buffer in its module; empty for a parameter.
-        snapshot: What it was; None until it has values.
+        snapshot: Its form and bits when it was remembered; None until it has values.
     """
 
     names: tuple[str, ...]
@@ -31,7 +31,7 @@ class Remembered:
 
     @property
     def key(self) -> Key:
-        """What it is found by."""
+        """Its key among all remembered tensors."""
         return id(self.owner), self.buffer
 
     @property

@@ -1,4 +1,4 @@
-"""What a tensor was: its form and its bits or their fingerprint."""
+"""Snapshot: a tensor's form, and its bits or their fingerprint, when it was remembered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._hashing import Bits, stored
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a tensor was when it was remembered.
+    """A tensor as it was when it was remembered.
 
     Attributes:
         dtype: Its dtype.
@@ -28,7 +28,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, tensor: Tensor, content: Bits | int) -> Snapshot:
-        """Of a tensor whose bits or fingerprint are these."""
+        """The snapshot of a tensor whose bits or fingerprint are given."""
         local = stored(tensor)
         return cls(local.dtype, local.shape, content, version_of(tensor))
 

@@ -1,7 +1,7 @@
-"""Optimizer steps of this process: every one of torch's is told to whoever watches.
+"""Watchers: the objects that are told of every step of torch's optimizers in this process.
 
-Torch's global step hook is used, and not the hooks of one optimizer: it also hears of optimizers
-inside a wrapper and of those that are built later, and nothing is left on an optimizer.
+Torch's global step hook is used, and not the hooks of one optimizer. So optimizers inside a wrapper
+and those that are built later are included, and optimizers are not changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .._torch_internals import steps_around
 
 
 class Watcher(Protocol):
-    """What wants to hear of optimizer steps."""
+    """An object that is told of optimizer steps."""
 
     def after_step(self, optimizer: Optimizer, around: Sequence[object]) -> None:
         """Called after a step; `around` are the optimizers whose own step made it, if any."""
@@ -30,14 +30,14 @@ _hooks: list[RemovableHandle] = []  # one while somebody watches
 
 
 def watch_steps(watcher: Watcher) -> None:
-    """Tell this one of every step from now on, as long as it lives."""
+    """Tell a watcher of every step from now on, as long as it lives."""
     _watchers.add(watcher)
     if not _hooks:
         _hooks.append(register_optimizer_step_post_hook(_tell))
 
 
 def stop_watching_steps(watcher: Watcher) -> None:
-    """Tell this one no more; one that does not watch is left as it is."""
+    """Tell a watcher no more; nothing happens if it was not told before."""
     _watchers.discard(watcher)
     if not _watchers:
         while _hooks:
@@ -50,7 +50,7 @@ def _tell(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for watcher in tuple(_watchers):
         try:
             watcher.after_step(optimizer, around)
-        except Exception as error:  # the others hear of the step, too
+        except Exception as error:  # the other watchers must be told, too
             first_error = first_error or error
     if first_error is not None:
         raise first_error

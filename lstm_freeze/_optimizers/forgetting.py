@@ -1,4 +1,4 @@
-"""Optimizers forget parameters: their state for these becomes what it was before any step."""
+"""drop_state: sets the optimizer state of parameters to what it was before any step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim import Adagrad, Optimizer
 
 from .wrappers import attributes, is_optimizer, with_inner
 
-# Names under which optimizers and wrappers keep copies of the weights themselves, not of gradients.
+# Names under which optimizers and wrappers keep copies of weights, and not of gradients.
 _COPY = re.compile(
     r"slow|fast|weight|param|copy|backup|shadow|anchor|center|ema|old|initial|^[xz]0?$"
 )
@@ -22,12 +22,12 @@ _ACCUMULATOR = re.compile(r"grad|momentum|avg|_sq|var")
 
 @torch.no_grad()
 def drop_state(optimizers: Iterable[Optimizer], parameters: Iterable[nn.Parameter]) -> None:
-    """Forget momentum and the like, so that a later unfreeze begins afresh.
+    """Drop the momentum and other state of parameters, so that a later unfreeze begins without it.
 
-    Also in the optimizers that these wrap. State that a first step fills is removed; state that
-    the constructor fills is set to what the constructor makes. What a wrapper keeps besides, in
-    its state, its attributes or its param groups, is reset in place: copies of weights (slow
-    weights) to the present weight, all else to zero.
+    Also in the optimizers that these wrap. State that a first step makes is removed. State that
+    the constructor makes is set to what the constructor would make now. What a wrapper keeps of a
+    parameter elsewhere (in its state, its attributes or its param groups) is reset in place: copies
+    of weights (slow weights) to the present weight, all else to zero.
     """
     ids = {id(parameter): parameter for parameter in parameters}
     for optimizer in with_inner(optimizers):
@@ -57,14 +57,14 @@ def _forget(optimizer: Optimizer, parameter: nn.Parameter) -> None:
 
 
 def _initial_state(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any] | None:
-    """What the constructor puts into the state of a parameter; None where that cannot be told."""
+    """The state that the constructor makes for a parameter; None where that is not known."""
     kind = type(optimizer)
     if kind.__module__.startswith("torch.optim") and not isinstance(optimizer, Adagrad):
         return {}
     group = next((g for g in optimizer.param_groups if _has(g["params"], parameter)), None)
     if group is None or any(map(is_optimizer, attributes(optimizer).values())):
         return None
-    # A stand-in, since a constructor may leave hooks on what it is given.
+    # A copy, since a constructor may leave hooks on the parameter.
     stand_in = nn.Parameter(parameter.detach().clone())
     options = {key: value for key, value in group.items() if key != "params"}
     defaults = {**getattr(optimizer, "defaults", {}), **options}
@@ -74,8 +74,8 @@ def _initial_state(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, A
         fresh = kind([{"params": [stand_in], **options}], **arguments)
         return dict(fresh.state.get(stand_in, {}))
     except Exception:
-        # Anybody's constructor, called as its author may not have meant it to be: whatever it
-        # raises says only that it cannot be asked.
+        # Any constructor may be called here, in a way that its author did not expect. Whatever it
+        # raises, the state is not known.
         return None
 
 
@@ -95,7 +95,7 @@ def _reset(name: str, value: Any, parameter: nn.Parameter) -> Any:
 
 
 def _is_copy(name: str, value: Tensor, parameter: nn.Parameter) -> bool:
-    """Whether a tensor is a copy of the weight, by its name or by being near to it."""
+    """Whether a tensor is a copy of the weight: its name says so, or its values are near."""
     if value.shape != parameter.shape or _ACCUMULATOR.search(name):
         return False
     if _COPY.search(name):
@@ -105,7 +105,7 @@ def _is_copy(name: str, value: Tensor, parameter: nn.Parameter) -> bool:
 
 
 def _kept_besides(optimizer: Optimizer) -> Iterator[tuple[str, Any, nn.Parameter]]:
-    """(name, value, parameter) for all that an optimizer keeps of parameters beside its state."""
+    """(name, value, parameter) for all that an optimizer keeps of parameters outside its state."""
     groups = [list(group["params"]) for group in optimizer.param_groups]
     for group, members in zip(optimizer.param_groups, groups, strict=True):
         for name, value in group.items():
@@ -119,7 +119,7 @@ def _kept_besides(optimizer: Optimizer) -> Iterator[tuple[str, Any, nn.Parameter
 def _matched(
     name: str, value: Any, groups: Sequence[Sequence[nn.Parameter]]
 ) -> Iterator[tuple[str, Any, nn.Parameter]]:
-    """The members of a container that lie in it as the parameters lie in the groups."""
+    """The members of a container that is ordered like the parameters in the groups."""
     flat = [parameter for group in groups for parameter in group]
     if isinstance(value, Mapping):
         by_key = {id(p): p for p in flat}
@@ -138,7 +138,7 @@ def _matched(
 
 
 def _lie_alike(values: Any, parameters: Sequence[nn.Parameter]) -> bool:
-    """Whether these are tensors beside the parameters, of their shapes; not they themselves."""
+    """Whether these are tensors of the parameters' shapes, and not the parameters themselves."""
     if not isinstance(values, (list, tuple)) or len(values) != len(parameters):
         return False
     pairs = list(zip(values, parameters, strict=True))

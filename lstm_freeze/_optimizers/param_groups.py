@@ -1,4 +1,4 @@
-"""Optimizer groups per layer, and the learning-rate schedule that belongs to them."""
+"""param_groups and slanted_triangular: optimizer groups per layer, and ULMFiT's schedule."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def param_groups(
         groups: The model's layers as you see them, input side first: a target or a list of targets
             for each, as in `[["embeddings"], ["net.0"], ["net.1"], ["head"]]`. The depth is then
             counted in these groups; together they must hold every parameter, and one that several
-            name is in the first of them. None takes the order of registration.
+            groups name is in the first of them. None takes the order of registration.
 
     Returns:
         Groups for any optimizer of torch.optim: dicts of `name`, `params`, `lr`, `weight_decay`.
@@ -93,7 +93,7 @@ def slanted_triangular(
     `cut = max(1, floor(total_steps * cut_frac))`, the share `p` of the way up is `t / cut` for
     `t < cut` and then `1 - (t - cut) / (cut * (1 / cut_frac - 1))`, not below 0; the rate is
     `lr * (1 + p * (ratio - 1)) / ratio`, where `lr` is what the group has now. After `total_steps`
-    the last value is held.
+    the last value stays.
 
     Args:
         optimizer: Lightning's wrapper is looked through. Its groups may not be added to later.
@@ -146,7 +146,7 @@ class SlantedTriangle:
 
 
 def _spared(tree: Tree, no_decay: Target) -> frozenset[int]:
-    """Ids of the parameters without weight decay; what matches nothing is passed over."""
+    """Ids of the parameters without weight decay; a target that matches nothing is ignored."""
     names: set[str] = set()
     for target in as_targets(no_decay, "no_decay") if no_decay is not None else ():
         try:

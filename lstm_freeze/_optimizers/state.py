@@ -1,4 +1,4 @@
-"""What freezing asks of optimizers: that they hold what is unfrozen and leave what is frozen."""
+"""What freezing requires of optimizers: they hold what is unfrozen, and move nothing frozen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .wrappers import with_inner
 
 
 def refuse_lbfgs(optimizers: Iterable[Optimizer], frozen: Iterable[nn.Parameter]) -> None:
-    """Raise ValueError for an optimizer that moves what is frozen whatever is done."""
+    """Raise ValueError for LBFGS that holds frozen parameters, which it would move."""
     ids = {id(p) for p in frozen}
     for optimizer in with_inner(optimizers):
         if isinstance(optimizer, LBFGS) and any(
@@ -42,9 +42,9 @@ def require_held(optimizers: tuple[Optimizer, ...], parameters: Mapping[str, nn.
 def prepare_fused_momentum(
     optimizers: Iterable[Optimizer], parameters: Iterable[nn.Parameter]
 ) -> None:
-    """Give newly trainable parameters the zero momentum that fused SGD requires of all or none.
+    """Give newly trainable parameters zero momentum: fused SGD needs it for all or for none.
 
-    With a zero buffer the first step is that of an empty one when dampening is 0.
+    With dampening 0, the first step from zero momentum is the same as from none.
     """
     newcomers = {id(p) for p in parameters}
     for optimizer in with_inner(optimizers):

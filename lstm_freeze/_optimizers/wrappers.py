@@ -1,4 +1,4 @@
-"""Optimizers as users give them: one, several, in Lightning's wrapper, around other optimizers."""
+"""as_optimizers: the optimizers in what users give: one, several, or wrappers around some."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _LIGHTNINGS = {"LightningOptimizer", "_FabricOptimizer"}
 def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
     """One or several optimizers as a tuple, each taken out of Lightning's wrapper.
 
-    What has no param groups of its own (fastai's OptimWrapper) is looked through. A wrapper of
-    another kind (Lookahead, SAM, accelerate's) stays what it is, since it may keep state of its
-    own; `with_inner` lists what is inside.
+    A wrapper without param groups of its own (fastai's OptimWrapper) gives the optimizer inside.
+    Other wrappers (Lookahead, SAM, accelerate's) are kept, since they may have state of their own;
+    `with_inner` lists the optimizers inside.
 
     Raises:
         TypeError: Something in it is not an optimizer.
@@ -27,7 +27,7 @@ def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
     found: list[Optimizer] = []
     for item in optimizer if several else (optimizer,):
         inner = _out_of_lightning(item)
-        # What has no param groups of its own is looked through.
+        # A wrapper without param groups of its own gives the optimizer inside.
         inside = [inner] if is_optimizer(inner) else [*_inside(inner)]
         if not inside:
             raise TypeError(
@@ -47,7 +47,7 @@ def is_optimizer(value: object) -> TypeGuard[Optimizer]:
     if isinstance(value, type) or not callable(getattr(value, "step", None)):
         return False
     groups, again = (getattr(value, "param_groups", ()) for _ in range(2))
-    # Groups that are made anew at each look (fastai's own optimizer) cannot be given a rate.
+    # Groups that are made anew at each access (fastai's own optimizer) cannot be given a rate.
     return isinstance(groups, list) and all(a is b for a, b in zip(groups, again, strict=True))
 
 
@@ -63,7 +63,7 @@ def with_inner(optimizers: Iterable[Optimizer]) -> tuple[Optimizer, ...]:
 
 
 def innermost(optimizers: Iterable[Optimizer]) -> tuple[Optimizer, ...]:
-    """The optimizers that wrap no other: those whose steps write to parameters."""
+    """The optimizers that wrap no other; their steps write to parameters."""
     return tuple(one for one in with_inner(optimizers) if not any(True for _ in _inside(one)))
 
 
@@ -84,12 +84,12 @@ def _inside(optimizer: object) -> Iterator[Optimizer]:
 
 
 def _steps(item: Any) -> bool:
-    """Whether a thing does what an optimizer does."""
+    """Whether an object can be used as an optimizer is used."""
     return all(callable(getattr(item, name, None)) for name in ("step", "zero_grad"))
 
 
 def _described(item: Any) -> str:
-    """A thing that is no optimizer of torch, by module and name; of an optimizer, the remedy."""
+    """An object in words, by module and name, with the remedy where it is an optimizer."""
     kind = type(item)
     if kind.__module__ == "builtins":
         return kind.__name__

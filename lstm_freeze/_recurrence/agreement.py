@@ -1,8 +1,8 @@
-"""Whether what a layer is given fits together, asked before any of it is read.
+"""Checks that the tensors of a layer fit together, made before any of them is read.
 
-The native loop reads memory by addresses and sizes, and torch, too, reads what a storage no longer
-holds. Between a forward pass and its backward anything may happen to a weight (`module.half()`, a
-`.data` of another shape, a storage that was let go), so the backward pass asks again.
+The native loop reads memory by addresses and sizes, and torch reads beyond a storage that was made
+smaller. Between a forward pass and its backward a weight may change (`module.half()`, a `.data` of
+another shape, a storage that was freed), so the backward pass checks again.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def check_inputs(inputs: Inputs) -> None:
 
 
 def check_state(inputs: Inputs, state: State) -> None:
-    """Raises where the inputs are no longer those that a forward pass made `state` of."""
+    """Raises where the inputs no longer fit the `state` that a forward pass made of them."""
     _check(inputs, _state_and_shapes(inputs, state))
 
 
 def check_gradients(
     inputs: Inputs, grads: tuple[Tensor | None, Tensor | None, Tensor | None]
 ) -> None:
-    """Raises where the gradients of the output and the final states are not of their shapes."""
+    """Raises where a gradient of the output or a final state does not have its shape."""
     first, D, B = inputs.directions[0], len(inputs.directions), inputs.batch
     H, P = first.hidden_size, first.state_size
     shapes: tuple[Shape, ...] = ((*inputs.data.shape[:-1], D * P), (D, B, P), (D, B, H))
@@ -49,7 +49,7 @@ def check_gradients(
 
 
 def check_is_there(name: str, tensor: Tensor) -> None:
-    """Raises where a tensor's storage no longer holds all that the tensor speaks of."""
+    """Raises where a tensor's storage has become too small for the tensor."""
     if not is_there(tensor):
         raise RuntimeError(
             f"{name} has lost its memory: its storage holds {tensor.untyped_storage().nbytes()} "
@@ -59,9 +59,9 @@ def check_is_there(name: str, tensor: Tensor) -> None:
 
 
 def is_there(tensor: Tensor) -> bool:
-    """Whether a tensor's storage still holds all that the tensor speaks of.
+    """Whether a tensor's storage still holds all elements of the tensor.
 
-    Yes for wrappers, which have no memory of their own.
+    True for tensor subclasses that wrap others and have no memory of their own.
     """
     if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return True
@@ -91,7 +91,7 @@ def _check(inputs: Inputs, expected: Iterator[tuple[str, Tensor | None, Shape]])
 
 
 def _inputs_and_shapes(inputs: Inputs) -> Iterator[tuple[str, Tensor | None, Shape]]:
-    """Each tensor but the sizes, and the shape it must have."""
+    """Name, tensor and required shape of each input but the batch sizes."""
     data, first = inputs.data, inputs.directions[0]
     yield "data", data, tuple(data.shape)
     D, H, P, B = len(inputs.directions), first.hidden_size, first.state_size, inputs.batch

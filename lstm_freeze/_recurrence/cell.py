@@ -1,7 +1,6 @@
 """The LSTM cell: its gates, one step of it, and the shapes that follow from them.
 
-All that is said of the cell in Python stands here; its derivative and its loops are those of
-`loop_torch` and, in C, of `loop_native`.
+Its derivative and the loops over time are in `loop_torch` and, in C, behind `loop_native`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ def gates_size(hidden_size: int) -> int:
 
 
 def hidden_size_of(weight: Tensor) -> int:
-    """H, of a weight with a row for each pre-activation."""
+    """H, from a weight that has a row for each pre-activation."""
     return weight.shape[0] // len(GATES)
 
 

@@ -1,6 +1,6 @@
 """One LSTM layer over time by the definition: the oracle of the tests.
 
-It is also the path of everything that differentiates twice or transforms functions.
+Second derivatives and transformed functions (torch.func) are computed by it, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The operators' arithmetic, as torch's FLOP counter counts it: two operations for each product."""
+"""The number of operations of a layer, as torch's FLOP counter counts: two for each product."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from .weights import Inputs, State, Weights
 
 
 def forward_flops(inputs: Inputs) -> int:
-    """Those of the forward pass: each weight matrix times each row, and updates of low rank."""
+    """The operations of a forward pass: each weight matrix times each row, and low-rank updates."""
     rows = inputs.data.shape[:-1].numel()
     return 2 * sum(rows * sum(_matrices(w)) + _merging(w) for w in inputs.directions)
 
 
 def backward_flops(inputs: Inputs, state: State, wanted: Wanted) -> int:
-    """Those of the gradients that are wanted, the walk back through time included."""
+    """The operations of the wanted gradients, with those of the walk back through time."""
     rows, batch = inputs.data.shape[:-1].numel(), _batch(inputs, state)
     active, found = wanted.directions(), 0
     for d, weights in enumerate(inputs.directions):
@@ -25,7 +25,7 @@ def backward_flops(inputs: Inputs, state: State, wanted: Wanted) -> int:
         found += _merging(merged) + (rows * ih if wanted.data else 0)
         if d not in active:
             continue
-        # To the step before, which the first ones need for h0 only.
+        # The gradient for the step before; at the first step only h0 needs it.
         found += (rows if wanted.h0 else rows - batch) * hh + rows * hr
         asked = dict(zip(Weights._fields, wanted.weights[d], strict=True))
         for kind, size in (("ih", ih), ("hh", hh), ("hr", hr)):

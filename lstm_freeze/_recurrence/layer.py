@@ -1,8 +1,8 @@
 """One LSTM layer over time, without autograd: forward, and backward for what is wanted.
 
-The input projection is one product per time block before the time loop, the gradients of weights
-and input one product each after it; the loop itself is `loop_native` where that applies, else
-`loop_torch`.
+Before the time loop, one product per time block makes the input projection. After the loop of the
+backward pass, one product each makes the gradients of weights and input. The loop is that of
+`loop_native` where it applies, else of `loop_torch`.
 
 Shapes: T time, B batch, N rows (T * B, or fewer when packed), I input size, H hidden size,
 P projected size (H without projection), D directions.
@@ -22,8 +22,8 @@ from .rows import Run, blocks_of, bounds, last_rows, previous_rows, runs_of
 from .weights import Gradients, Inputs, State, Weights
 
 # A block's gates should stay in cache between the input projection and the steps that read them.
-# The value enters the numbers (a product over a block may differ in bits from one over all rows),
-# so it depends on shapes alone.
+# The size of a block may change bits of the result (a product over a block may round otherwise than
+# one over all rows), so it depends on shapes alone.
 _BLOCK_BYTES = 8 * 2**20
 
 
@@ -75,14 +75,14 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State]:
 
 
 def _added(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """The sum weight + up @ down, with the weight's strides, on which bits depend, and dtype."""
+    """The sum weight + up @ down with the weight's dtype, and its strides: bits depend on them."""
     plain = weight.is_contiguous()
     out = memory.empty(weight, *weight.shape) if plain else torch.empty_like(weight)
     return torch.addmm(weight, up, down, out=out)  # autocast changes no dtype of an `out`
 
 
 def _backwards(data: Tensor, reverse: Tensor | None) -> Tensor:
-    """The step or packed row that each one swaps with when sequences are read from their end."""
+    """For each step or packed row, the one it swaps with when sequences are read from their end."""
     if reverse is not None:
         return reverse
     return torch.arange(data.shape[0] - 1, -1, -1, device=data.device)
@@ -129,7 +129,7 @@ def _gate_gradients(
     active: range,
     blocks: list[list[Run]],
 ) -> Gradients:
-    """Walk the active directions back in time; what is returned of others means nothing."""
+    """Walk the active directions back in time; the gradients of the others have no meaning."""
     D, N, P = state.gates.shape[0], state.gates.shape[1], state.hidden.shape[2]
     new = state.gates.new_empty
     dh_n, dc = (
@@ -192,7 +192,7 @@ def backward(
 
 
 class _Read(NamedTuple):
-    """The rows that the weights of one direction were multiplied with, each made when asked for."""
+    """The rows that each weight of one direction was multiplied with, made when asked for."""
 
     inputs: Inputs
     state: State
@@ -247,11 +247,12 @@ def _weight_gradients(
 def _factor_gradients(
     grad: Tensor, weights: Sequence[tuple[Tensor | None, Tensor | None, Tensor | None]]
 ) -> list[Tensor | None]:
-    """The gradients of `down` and `up` of weights that gave the same sums, one after the other.
+    """The gradients of the factors `down` and `up` of weights whose products were summed.
 
-    From the gradient of the sums, (N, out), and for each weight the rows that it has multiplied,
-    (N, in), where they are wanted, and its factors. The products have N rows of the ranks' width,
-    and the gradient is read twice for all of them: that of a whole weight is not formed.
+    `grad` is that of the sums, (N, out). `weights` has for each weight the rows that it has
+    multiplied, (N, in), where gradients are wanted, and its factors. The products have N rows as
+    wide as the ranks, and `grad` is read twice for all weights together. The gradient of a whole
+    weight, (out, in), is never made.
     """
     here = [
         (k, rows, down, up)

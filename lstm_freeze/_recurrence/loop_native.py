@@ -1,10 +1,9 @@
 """The time loop of an LSTM layer in C, where it applies.
 
-It serves float32 on the CPU when the extension was built with the package and is not switched off
-(`LSTM_FREEZE_NATIVE=0` in the environment, read at import, or `enable(False)`). Everything else
-goes through the torch operations of `loop_torch`; the two agree to rounding. Which of the two a
-layer takes follows from dtype, device and this switch alone, never from what is frozen or from grad
-mode.
+It applies to float32 on the CPU when the extension was built with the package and is not switched
+off (`LSTM_FREEZE_NATIVE=0` in the environment, read at import, or `enable(False)`). Everything else
+goes through the torch operations of `loop_torch`; the two agree to rounding. Which one a layer
+takes depends on dtype, device and this switch alone, never on what is frozen or on grad mode.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from .cell import GATES, gates_size
 from .rows import Run
 from .weights import Gradients, State, Weights
 
-_INTERFACE = 2  # the version of the extension's calls that this file makes
+_INTERFACE = 2  # the version of the extension's functions that this file calls
 
 try:
     from . import _timeloop
@@ -37,9 +36,10 @@ else:
 
 
 def _wanted(setting: str, extension: ModuleType | None) -> bool:
-    """What the environment variable says; unset or empty is yes where that is known to be faster.
+    """Whether the environment variable asks for the native loop.
 
-    On processors without AVX2 the products of torch, which other libraries make, may be faster.
+    Unset or empty asks for it where it is known to be faster. On processors without AVX2 torch's
+    products may be faster: other libraries make them.
     """
     if setting not in ("", "0", "1"):
         raise ValueError(
@@ -189,7 +189,7 @@ class _Steps:
         self.sizes = None if batch_sizes is None else batch_sizes.contiguous()
 
     def part(self, first: int, steps: int) -> tuple[int, int, int, int]:
-        """The extension's `Steps`: these steps."""
+        """A range of steps in the form of the extension's `Steps`."""
         return first, steps, self.batch, 0 if self.sizes is None else self.sizes.data_ptr()
 
 
@@ -199,7 +199,7 @@ def _panels(name: str, weights: Sequence[Tensor], units: int, depth: int, gates:
     width = -(-units // lanes) * lanes
     panels = memory.empty(weights[0], len(weights), gates * width * depth)
     for weight, out in zip(weights, panels, strict=True):
-        # An alias: another thread may give the weight other memory while this call reads it.
+        # An alias: it keeps the memory alive if another thread replaces the weight's meanwhile.
         alias = weight.detach()
         if alias.shape != (gates * units, depth) or not is_there(alias):
             raise _does_not_fit(name, alias, f"({gates * units}, {depth}), all of it in memory")
@@ -210,7 +210,7 @@ def _panels(name: str, weights: Sequence[Tensor], units: int, depth: int, gates:
 
 
 def _operands(hh: Tensor, hr: Tensor | None) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The panels as the extension's operands; a null one where there is no projection."""
+    """The packed weights as the extension's operands; (0, 0) for an absent projection."""
     return (hh.data_ptr(), hh.stride(0)), (0, 0) if hr is None else (hr.data_ptr(), hr.stride(0))
 
 

@@ -1,6 +1,6 @@
 """The time loop of an LSTM layer in torch operations: any dtype, any device.
 
-`loop_native` has the same two for float32 on the CPU. Shapes are written as in `layer`.
+`loop_native` has the same for float32 on the CPU. Shapes are written as in `layer`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .cell import gate_views
 from .rows import Run, bounds, previous_rows
 from .weights import Gradients, State, Weights
 
-# From this many multiplications on, a step's product per direction is no slower than one for both.
+# From this many multiplications on, a product for each direction is as fast as one for both.
 _SEPARATE_PRODUCTS = 2**20
 
 
@@ -35,7 +35,7 @@ class TorchForward:
             and receives the activations with `keep`; `hidden` and `cells` begin with the initial
             state. Without `keep`, `cells` is one state, updated in place.
         batch: B.
-        batch_sizes: (T,) of packed rows; the blocks say it all here.
+        batch_sizes: (T,) of packed rows; not used here, since the blocks tell the same.
         keep: Whether a backward pass follows.
     """
 
@@ -54,8 +54,8 @@ class TorchForward:
         self._weight_hh = torch.stack([w.weight_hh.t() for w in directions])
         self._weight_hr = [w.weight_hr.t() for w in directions if w.weight_hr is not None]
         self._scratch = gates.new_empty(D * batch * gates.shape[2])
-        # Transcendental functions treat the tail of a row of memory apart from its body: with and
-        # without `keep`, rows break at the same places.
+        # Transcendental functions compute the end of a memory row in another way than its body.
+        # So rows have the same length with and without `keep`.
         squashed = gates.new_empty(2 if self._weight_hr else 1, D, self._batch + 1, H)
         self._squashed, self._out = squashed[0], squashed[-1] if self._weight_hr else hidden
 
@@ -117,9 +117,9 @@ def walk_back(
     blocks: list[list[Run]],
 ) -> None:
     """Walks the active directions of a layer back in time; fills `grads`."""
-    # Matrix products may differ in bits with the alignment of their operands and with what else is
-    # in their batch. So the buffers hold all directions, those not walked as zeros, and a batched
-    # product always multiplies all; where one is large enough, each direction has its own.
+    # The bits of a matrix product may depend on the alignment of its operands and on the rest of
+    # its batch. So the buffers hold all directions, with zeros for those not walked, and a batched
+    # product always multiplies all of them. Where products are large, each direction has its own.
     here = slice(active[0], active[-1] + 1)
     gates, cells = state.gates[here], state.cells[here]
     D, N, H = state.gates.shape[0], state.gates.shape[1], cells.shape[2]
@@ -166,8 +166,8 @@ def walk_back(
 class _CellGradients(NamedTuple):
     """The pointwise part of the steps of a block, walked back.
 
-    `dc` holds the gradient of the cell state, replaced step by step. The factors that need no
-    gradient are computed for the whole block at once.
+    `dc` holds the gradient of the cell state, replaced step by step. The factors that do
+    not depend on a gradient are computed for the whole block at once.
     """
 
     gates: Tensor
@@ -216,15 +216,16 @@ class _CellGradients(NamedTuple):
 def _factors(
     gates: Tensor, cells: Tensor, before: Tensor, dgates: Tensor, first: int, last: int
 ) -> Tensor:
-    """The factors of the gradients of rows [first, last) that are known without any gradient.
+    """The factors by which the gradients of rows [first, last) will be multiplied.
 
-    Those of the pre-activations are written to `dgates` (of i, f, g for the cell's gradient, of o
-    for the hidden state's); returned is that of the cell for the hidden state's gradient.
+    The factors of the pre-activations are written to `dgates`: those of i, f, g will multiply the
+    gradient of the cell state, those of o that of the hidden state. Returned are the factors that
+    lead from the gradient of the hidden state to that of the cell state.
     """
     _, i, f, g, o = gate_views(gates[:, first:last])
     _, di, df, dg, do = gate_views(dgates[:, first:last])
     squashed = torch.empty_like(o, memory_format=torch.contiguous_format)
-    for d in range(gates.shape[0]):  # one direction at a time: its bits must not depend on others
+    for d in range(gates.shape[0]):  # one by one: bits must not depend on the other one
         torch.tanh(cells[d, first:last], out=squashed[d])
     torch.addcmul(i, i, i, value=-1, out=di)
     di.mul_(g)

@@ -1,7 +1,7 @@
 """One LSTM layer over padded sequences by masks instead of packing.
 
-For programs that are recorded for ONNX and for torch.func, where no number says how many rows there
-are.
+For programs that are recorded for ONNX, and for torch.func: there the lengths are not numbers, so
+rows cannot be packed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def masked_equations(
     c0: Tensor | None,
     directions: Sequence[Weights],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer by the definition; a sequence's state stands still where it has no step.
+    """One layer by the definition; beyond its end a sequence's state does not change.
 
     Args:
         data: (T, B, I), finite beyond each sequence's end.

@@ -1,10 +1,10 @@
-"""Memory on the CPU that layers use again: a training step takes what the last one gave back.
+"""Memory on the CPU that layers use again from one training step to the next.
 
-The C library returns large blocks to the system as soon as they are free, and the next step pays
-for each of their pages anew, up to a tenth of its time. Here a block waits for the next tensor that
-fits, for some passes of layers. No output, state or gradient lies in such a block, only what a
-layer keeps for its backward pass and what it works with in between. The blocks are the extension's
-(see `_blocks.h`); without it, every tensor is torch's own.
+The C library returns large free blocks of memory to the system at once, and getting their pages
+again costs up to a tenth of the next step's time. So a free block is kept here, for some passes of
+layers, until a tensor needs one of its size. Outputs, final states and gradients are never in such
+a block: only what a layer keeps for its backward pass, and its scratch memory. The blocks are the
+extension's (see `_blocks.h`). Without the extension, every tensor has memory of torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _blocks: ModuleType | None = None
 
 
 def use(extension: ModuleType | None) -> None:
-    """Takes memory from the extension from now on, where there is one."""
+    """Takes memory from this extension from now on; None takes it from torch."""
     global _blocks
     _blocks = extension
     if extension is not None and sys.platform != "win32":
@@ -32,7 +32,7 @@ def use(extension: ModuleType | None) -> None:
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:
-    """An uninitialized tensor as `like.new_empty(shape)` makes it, maybe in memory used before."""
+    """An uninitialized tensor as of `like.new_empty(shape)`, where possible in a kept block."""
     count, size = math.prod(shape), like.element_size()
     if _blocks is None or count * size < _SMALLEST or like.device.type != "cpu":
         return like.new_empty(shape)
@@ -42,27 +42,27 @@ def empty(like: Tensor, *shape: int) -> Tensor:
         block = _blocks.lend(count, size)
     except MemoryError:  # if torch finds none either, it says so in its own words
         return like.new_empty(shape)
-    lent: Tensor = from_dlpack(block)
-    return lent.view(shape)
+    kept: Tensor = from_dlpack(block)
+    return kept.view(shape)
 
 
 def pass_by() -> None:
-    """One more pass of a layer: what has waited through many is let go."""
+    """Counts one more pass of a layer; frees the blocks that were not used for many passes."""
     if _blocks is not None:
         _blocks.pass_by()
 
 
 def waiting_memory() -> int:
-    """The bytes held for later."""
+    """The bytes in blocks that are kept for later."""
     return 0 if _blocks is None else int(_blocks.waiting())
 
 
 def release_memory() -> int:
-    """Gives the memory back that waits for the next call of a BiLSTM.
+    """Gives the memory back that is kept for the next call of a BiLSTM.
 
     On the CPU a BiLSTM keeps the working memory of its last calls for the next one, which is
-    faster; what 64 passes of layers have not asked for goes by itself. Call this before something
-    else needs the memory; the next call of a BiLSTM takes new memory.
+    faster. Memory that 64 passes of layers have not used is given back by itself. Call this before
+    something else needs the memory; the next call of a BiLSTM takes new memory.
 
     Examples:
         >>> from lstm_freeze import release_memory

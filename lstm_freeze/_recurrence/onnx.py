@@ -1,6 +1,6 @@
 """One LSTM layer as ONNX's LSTM operator, recorded while a model is exported to ONNX.
 
-Only a recording: the operator computes nothing here, an ONNX runtime does.
+The operator is only recorded here; an ONNX runtime computes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .weights import Weights
 
 
 def takes(data: Tensor, batch_sizes: Tensor | None, directions: Sequence[Weights]) -> bool:
-    """Whether ONNX's operator can stand for this layer, and this torch can record it.
+    """Whether ONNX's operator can compute this layer, and this torch can record it.
 
     The operator knows no projection and no packed rows; runtimes have it for float32 only.
     """
@@ -59,7 +59,7 @@ def layer(
         dtypes=[data.dtype] * 3,
         shapes=[(T, D, B, H), (D, B, H), (D, B, H)],
     )
-    # What is recorded names no device and comes out on the CPU.
+    # The recorded operator has no device, so its results are on the CPU.
     output, h_n, c_n = (x.to(data.device) for x in (output, h_n, c_n))
     return output.transpose(1, 2).flatten(2), h_n, c_n
 
@@ -67,5 +67,5 @@ def layer(
 def _in_onnx_order(weight: Tensor) -> Tensor:
     """The rows of the input, forget, cell and output gates as input, output, forget, cell."""
     H = hidden_size_of(weight)
-    # Slices, which the exporter's optimizer works out beforehand; a split it leaves in the model.
+    # Slices: the exporter's optimizer computes them beforehand, a split it leaves in the model.
     return torch.cat([weight[:H], weight[3 * H :], weight[H : 3 * H]])

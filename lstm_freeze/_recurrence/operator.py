@@ -1,8 +1,8 @@
 """One LSTM layer over time as one operator, with a hand-derived backward.
 
 `run_layer` is one operator to autograd, torch.compile and torch.export. Its forward never depends
-on what is trainable; its backward computes only what is asked for. `equations` says the same in
-plain differentiable operations.
+on what is trainable; its backward computes only what is asked for. `equations` computes the same
+in plain differentiable operations.
 
 Shapes are written as in `run_layer`.
 """
@@ -26,7 +26,7 @@ from .layer import Wanted, backward, forward
 from .masked import masked_equations
 from .weights import Inputs, State, Weights
 
-# An operator takes a flat list of tensors. Its order is told here and in the next three functions.
+# An operator takes a flat list of tensors. Only this and the next three functions know its order.
 _BEFORE_WEIGHTS = Inputs._fields[:-1]
 _TENSORS = (
     *_BEFORE_WEIGHTS,
@@ -41,7 +41,7 @@ _SCHEMA = ", ".join(f"Tensor{'' if name in _REQUIRED else '?'} {name}" for name 
 def _flat(
     before: Sequence[Tensor | None], weights: Sequence[Sequence[Tensor | None]]
 ) -> list[Tensor | None]:
-    """What stands before the weights, and those of each direction; None where absent."""
+    """The flat list: the tensors before the weights, then each direction's; None where absent."""
     present = [*before, *(w for side in weights for w in side)]
     return present + [None] * (len(_TENSORS) - len(present))
 
@@ -53,14 +53,14 @@ def _inputs(flat: Sequence[Any]) -> Inputs:
 
 
 def _split(flat: Sequence[Any]) -> tuple[Sequence[Any], tuple[Sequence[Any], Sequence[Any]]]:
-    """What stands before the weights, and the weights of either direction."""
+    """The tensors before the weights, and the weights of either direction."""
     first, size = len(_BEFORE_WEIGHTS), len(Weights._fields)
     weights = flat[first:]
     return flat[:first], (weights[:size], weights[size:])
 
 
 def _wanted(flags: Sequence[bool], directions: int) -> Wanted:
-    """What is asked for, from a flag for each of `_TENSORS`."""
+    """The wanted gradients, from a flag for each of `_TENSORS`."""
     (data, _, _, h0, c0), sides = _split(flags)
     return Wanted(data, h0, c0, tuple(map(tuple, sides[:directions])))
 
@@ -71,7 +71,7 @@ def _wanted(flags: Sequence[bool], directions: int) -> Wanted:
     schema=f"({_SCHEMA}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _layer(*arguments: Any) -> tuple[Tensor, ...]:
-    """Output, final states, and the State that `keep` asks for, else three empty tensors."""
+    """Output, final states, and with `keep` the State; else three empty tensors."""
     *flat, keep = arguments
     inputs = _inputs(flat)
     check_inputs(inputs)
@@ -112,7 +112,7 @@ def _layer_like(*arguments: Any) -> tuple[Tensor, ...]:
 def _layer_backward(
     grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, *others: Any
 ) -> list[Tensor]:
-    """The gradients of those of `_TENSORS` that `wanted`, a flag for each, asks for."""
+    """The gradients of those of `_TENSORS` whose flag in `wanted` is set."""
     *flat, gates, hidden, cells, flags = others
     inputs, seeds = _inputs(flat), (grad_output, grad_h, grad_c)
     check_inputs(inputs)  # again: they may have changed since the forward pass
@@ -124,7 +124,7 @@ def _layer_backward(
     else:
         state = State(gates, hidden, cells)
         check_state(inputs, state)
-        # Hooks on saved tensors may have given them other strides.
+        # Hooks on saved tensors may have changed their strides.
         state = State(*(x.contiguous() for x in state))
     wanted = _wanted(flags, len(inputs.directions))
     grad_data, grad_h0, grad_c0, weights = backward(seeds, inputs, state, wanted)
@@ -175,7 +175,7 @@ def _differentiable_gradients(
     """The wanted gradients as functions that can be differentiated or batched."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Aliases: a weight that stands in two places must get each place's own gradient.
+        # Aliases: a weight used at two places must get a gradient for each of them.
         places = [None if x is None else x.view_as(x) for x in flat]
         outputs = equations(*_inputs(places))
     pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
@@ -216,11 +216,11 @@ def run_layer(
     directions: Sequence[Weights],
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer over time, as `equations` says it, with the hand-derived backward.
+    """One layer over time, as `equations` defines it, with the hand-derived backward.
 
-    Data and weights are of one dtype and device. Complex ones, which the hand-derived backward does
-    not know, go through `equations`. `lengths` are those of dense data that are padded; only where
-    `tracing.is_written_out`.
+    Data and weights have one dtype and device. Complex numbers go through `equations`: the
+    hand-derived backward does not cover them. `lengths` are those of padded dense data; they are
+    given only where `tracing.is_written_out`.
     """
     inputs = Inputs(data, batch_sizes, reverse, h0, c0, directions)
     if tracing.is_written_out(data) or data.is_complex():
@@ -232,7 +232,7 @@ def run_layer(
     flat = _flat(inputs[:-1], directions)
     trains = [x is not None and x.requires_grad for x in flat]
     keep = torch.is_grad_enabled() and any(trains)
-    # Whether a traced program will ever run backward is not known: it then runs forward again.
+    # A traced program may or may not run backward; if it does, it runs forward again.
     keep = keep and not (tracing.is_exporting() or tracing.is_jit_tracing())
     output, h_n, c_n, *_ = _layer(*flat, keep)
     if keep and directions[0].weight_hr is not None and inputs.steps == 1:

@@ -1,4 +1,4 @@
-"""Unbatched, batch-first and packed input -> one internal form, and back.
+"""Rows: the one internal form of unbatched, batch-first and packed input.
 
 The internal form is time-major rows. Dense input is (T, B, I). Packed input keeps the packed rows
 (N, I), where step t holds the rows of the `batch_sizes[t]` sequences that are still running.
@@ -33,7 +33,7 @@ class Rows(NamedTuple):
 
     @property
     def is_dense(self) -> bool:
-        """Whether all sequences are of one length by their form."""
+        """Whether the rows are dense: every step has every sequence."""
         return self.batch_sizes is None and self.lengths is None
 
     def with_data(self, data: Tensor) -> Rows:
@@ -48,7 +48,7 @@ class Run(NamedTuple):
         row: The first row.
         steps: The number of steps.
         batch: The rows of each step.
-        before: The rows of the step before the first one; of the initial state at the beginning.
+        before: The number of rows of the step before the first one, or of the initial state.
     """
 
     row: int
@@ -76,7 +76,7 @@ def packed_rows(input: PackedSequence, both_directions: bool) -> Rows:
 
 
 def flipped(rows: Tensor, reverse: Tensor | None) -> Tensor:
-    """Every sequence from its end to its beginning; its own inverse."""
+    """The rows with every sequence reversed; a second call restores them."""
     return rows.flip(0) if reverse is None else rows.index_select(0, reverse)
 
 
@@ -102,7 +102,7 @@ def runs_of(steps: int, batch: int, batch_sizes: Tensor | None) -> list[Run]:
     row = 0
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
         if not size:
-            break  # nn.LSTM, too, takes steps at the end that no sequence has
+            break  # nn.LSTM, too, accepts steps at the end without any sequence
         runs.append(Run(row, count, size, runs[-1].batch if runs else size))
         row += size * count
     return runs
@@ -157,7 +157,9 @@ def last_rows(rows: int, batch: int, batch_sizes: Tensor | None) -> Tensor:
 
 
 def previous_rows(batch_sizes: Tensor, rows: int) -> Tensor:
-    """For each packed row, where its sequence's last step is when B initial rows stand before all.
+    """For each packed row, the index of the same sequence's previous row.
+
+    The indices count B rows of initial states before the packed rows.
 
     >>> previous_rows(torch.tensor([2, 2, 1]), 5)
     tensor([0, 1, 2, 3, 4])
@@ -170,7 +172,7 @@ def previous_rows(batch_sizes: Tensor, rows: int) -> Tensor:
 
 
 def check_packed(data: Tensor, batch_sizes: Tensor) -> None:
-    """Raises where a PackedSequence's rows are not those its batch sizes speak of."""
+    """Raises where the rows of a PackedSequence do not fit its batch sizes."""
     # The native loop reads memory by these numbers.
     form = (batch_sizes.dtype, batch_sizes.device.type, batch_sizes.dim())
     if form != (torch.int64, "cpu", 1):

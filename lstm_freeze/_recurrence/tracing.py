@@ -18,14 +18,14 @@ def is_traced(data: Tensor) -> bool:
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` is at work; before torch 2.7, or torch.compile."""
+    """Whether `torch.export` is at work; before torch 2.7, also whether torch.compile is."""
     told: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     return told()
 
 
 def is_recorded_for_onnx(data: Tensor) -> bool:
-    """Whether `torch.onnx.export`, not in its TorchScript form, records this very call."""
-    # Export is said to be under way in all threads; where numbers are wanted, data are real.
+    """Whether `torch.onnx.export` (not its TorchScript form) records this very call."""
+    # All threads see that an export is under way; in the others, data are real tensors.
     exporting = is_exporting() and torch.onnx.is_in_onnx_export()
     return exporting and is_fake(data)
 

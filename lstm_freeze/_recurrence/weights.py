@@ -1,4 +1,4 @@
-"""What a layer's passes work on: inputs, weights, what the forward pass keeps, gradients.
+"""The tensors of a layer's passes: Weights, Inputs, the kept State, and Gradients.
 
 Shapes are written as in `layer`.
 """
@@ -36,7 +36,7 @@ class Weights(NamedTuple):
     def merged(self, add: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.addmm) -> Weights:
         """The weights with their updates, as a layer computes with them.
 
-        `add` makes weight + up @ down; the default is for calls that are recorded.
+        `add` computes weight + up @ down; the default is for calls that are recorded.
         """
         ih, hh, bias_ih, bias_hh, hr, *updates = self
         if all(factor is None for factor in updates):

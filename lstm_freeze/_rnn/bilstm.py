@@ -115,8 +115,8 @@ class BiLSTM(nn.Module):
     def from_lstm(cls, lstm: nn.LSTM) -> BiLSTM:
         """Makes a BiLSTM of an nn.LSTM, with the same Parameter objects.
 
-        Optimizers and ties that hold the parameters stay valid. Hooks (later ones apart), the
-        training mode, parametrizations and attributes are taken over.
+        Optimizers and ties stay valid. The hooks registered so far, the training mode,
+        parametrizations and attributes are taken over.
 
         Examples:
             >>> lstm = nn.LSTM(4, 8)
@@ -138,7 +138,7 @@ class BiLSTM(nn.Module):
         return adopt(target, lstm, share_hooks, skip=("mode",))
 
     def begin_empty(self) -> None:
-        """Begins as a module without content, for `adopt` to fill."""
+        """Makes this an empty module, for `adopt` to fill."""
         nn.Module.__init__(self)
         self.dropout_off_layers = set()
         self.prefix_cache = None
@@ -159,7 +159,7 @@ class BiLSTM(nn.Module):
                 "merge() or remove() what add_lora returned first"
             )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # dropout of one layer: said before
+            warnings.simplefilter("ignore", UserWarning)  # of dropout in one layer: warned before
             lstm = nn.LSTM(
                 self.input_size,
                 self.hidden_size,
@@ -183,7 +183,7 @@ class BiLSTM(nn.Module):
                 f"`prefix_cache` must be a PrefixCache or None, got {value!r}; "
                 f"lstm.prefix_cache = PrefixCache(max_bytes=2**30)"
             )
-        if name == "qconfig":  # as torch.ao.quantization marks each module that it has looked at
+        if name == "qconfig":  # torch.ao.quantization sets it on every module it looks at
             warn(
                 "torch.ao.quantization does not know BiLSTM and leaves it as it is: put "
                 "lstm.to_lstm() in its place before quantizing"
@@ -223,8 +223,8 @@ class BiLSTM(nn.Module):
         """Runs all layers over the sequences.
 
         With `lengths`, a padded batch gives what packing it by hand gives: the reverse direction
-        begins at each sequence's own last step, the final states are those of its own end, outputs
-        beyond it are zeros, and what stands in the padding changes nothing.
+        begins at each sequence's own last step, the final states are those at its own end, outputs
+        beyond the end are zeros, and the values in the padding change nothing.
 
         Examples:
             >>> lstm = BiLSTM(4, 8)
@@ -326,7 +326,7 @@ class BiLSTM(nn.Module):
         finals: list[States] = []
         if prefix:
             form = (precision, rows.data.dtype, rows.data.device, self.bidirectional)
-            # Their initial states, if given, are zeros.
+            # Initial states of these layers, if given, are zeros.
             run = stack._replace(hx=None).run
             rows, h, c = self.prefix_cache.serve(rows, prefix, form, run)
             finals.append((h, c))
@@ -337,7 +337,7 @@ class BiLSTM(nn.Module):
         return rows.data, h_n, c_n
 
     def _cached_prefix(self, rows: Rows, stack: Stack) -> list[list[Tensor]]:
-        """The weights of each of the lowest layers that the prefix cache may serve."""
+        """The weights of the lowest layers that the prefix cache may compute; empty where none."""
         if rows.data.requires_grad or is_traced(rows.data) or rows.data.numel() == 0:
             return []
         prefix = frozen_prefix(self.named_parameters(remove_duplicate=False), stack.weights)
@@ -354,7 +354,7 @@ class BiLSTM(nn.Module):
     def _read_weights(self) -> list[list[Weights]]:
         """The weights of each layer and direction as they are now, each read once.
 
-        Parametrised, pruned and replaced ones count at once.
+        So a parametrised, pruned or replaced weight is used from the next call on.
         """
         kinds = kinds_of(self.bias, self.proj_size > 0)
         return [
@@ -369,7 +369,7 @@ class BiLSTM(nn.Module):
         ]
 
     def _factors(self, layer: int, direction: str, kinds: Sequence[str]) -> dict[str, Tensor]:
-        """The LoRA factors of one layer and direction by their field in Weights, if there are."""
+        """The LoRA factors of one layer and direction, by field of Weights; empty without any."""
         scales: dict[str, float] = self.__dict__.get("lora_scales", {})
         found: dict[str, Tensor] = {}
         for kind in kinds if scales else ():
@@ -507,7 +507,7 @@ class BiLSTM(nn.Module):
         return ", ".join([str(self.input_size), str(self.hidden_size), *given])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores a pickled module, also one without `proj_size` or this class's own extras."""
+        """Restores a pickled module, also an old one without `proj_size` or this class's extras."""
         extras: dict[str, Any] = {"prefix_cache": None, "dropout_off_layers": set()}
         super().__setstate__({"proj_size": 0, **extras, **state})  # type: ignore[no-untyped-call]
 

@@ -1,4 +1,4 @@
-"""What BiLSTM can be built and called with: nn.LSTM's rules, and its exception types."""
+"""Checks of BiLSTM's arguments and inputs: nn.LSTM's rules and exception types."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def check_is_tensor(input: Any) -> None:
 
 
 def check_is_padded(input: Tensor | PackedSequence, lengths: Any) -> None:
-    """Raises where lengths are given of what is not a padded batch."""
+    """Raises where lengths are given and the input is not a padded batch."""
     if lengths is None or (isinstance(input, Tensor) and input.dim() == 3):
         return
     if isinstance(input, Tensor):
@@ -186,7 +186,7 @@ def check_input_size(input: Tensor, dimensions: int, input_size: int, weight: Te
 
 
 def check_are_there(input: Tensor, hx: Any) -> None:
-    """Raises where the storage of the input or of a state no longer holds what it speaks of."""
+    """Raises where the storage of the input or of a state has become too small for it."""
     if is_traced(input):
         return
     check_is_there("input", input)
@@ -230,7 +230,7 @@ def _autocast_converts(*weights: Tensor) -> bool:
 def check_factors(
     weights: Weights, shapes: Sequence[tuple[int, ...]], where: str, device: torch.device
 ) -> None:
-    """Raises where LoRA factors do not fit the weights they serve, or each other."""
+    """Raises where LoRA factors do not fit their weights, or each other."""
     for field, shape in (("ih", shapes[0]), ("hh", shapes[1]), ("hr", shapes[4])):
         down, up = getattr(weights, f"down_{field}"), getattr(weights, f"up_{field}")
         if down is None or up is None:

@@ -1,4 +1,4 @@
-"""One RNN module's content moved into a module of another class, alone or inside a model."""
+"""Moves the content of an RNN into a module of another class, alone or inside a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .unregistered import kept_outside
 Module = TypeVar("Module", bound=nn.Module)
 
 _CONTENT = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-# What nn.RNNBase derives from its parameters, and a compiled call bound to the module it is for.
+# Attributes that nn.RNNBase derives from its parameters, and a call compiled for the module itself.
 _BOUND = (
     "_flat_weights",
     "_flat_weights_names",
@@ -31,8 +31,8 @@ def adopt(target: Module, source: nn.Module, share_hooks: bool, skip: tuple[str,
     """Gives `target` everything `source` has but the attributes in `skip`.
 
     Parameters, buffers, submodules and parametrizations are the same objects. With `share_hooks`
-    the hook registries are too: handles the user holds then remove hooks from both modules, and
-    hooks registered on one run on both.
+    the hook registries are, too: the user's handles then remove hooks from both modules, and a
+    hook registered on one module runs on both.
     """
     for name, value in vars(source).items():
         if name in _BOUND or name in skip:
@@ -73,8 +73,8 @@ def swap_lstms(
 ) -> tuple[str, ...]:
     """Puts `convert(lstm)` in the place of every nn.LSTM inside `model`; returns their paths.
 
-    A module that stands in several places is converted once. What is a `done` already is passed
-    over, and so are subclasses of nn.LSTM, with a warning, unless they are asked for.
+    A module at several places is converted once. Modules of class `done` are left alone. So are
+    subclasses of nn.LSTM, with a warning, unless `subclasses` is True.
     """
     as_module(model, "model")
     as_bool(subclasses, "subclasses")
@@ -129,7 +129,7 @@ def _say_where_it_is_slower(replaced: Mapping[str, nn.LSTM]) -> None:
 
 
 def _say_what_is_kept_outside(model: nn.Module, left: set[int], done: type[nn.Module]) -> None:
-    """Warns of each nn.LSTM that the model also keeps where no submodule is looked for."""
+    """Warns of each nn.LSTM that the model keeps outside of its submodules."""
     for path, lstm in kept_outside(model, nn.LSTM).items():
         if id(lstm) not in left and not isinstance(lstm, done):
             warn(
@@ -140,7 +140,7 @@ def _say_what_is_kept_outside(model: nn.Module, left: set[int], done: type[nn.Mo
 
 
 def _say_what_there_is(model: nn.Module, done: type[nn.Module]) -> None:
-    """Warns that there was nothing to replace; not where all is replaced already."""
+    """Warns that there was nothing to replace, unless all has been replaced before."""
     tree = Tree(model)
     if any(isinstance(rnn, done) for rnn in tree.rnns.values()):
         return

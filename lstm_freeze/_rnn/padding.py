@@ -2,7 +2,8 @@
 
 The valid rows are gathered once and the outputs scattered once; in between, a padded batch is the
 packed rows that pack_padded_sequence makes. Where a program is recorded for ONNX or transformed,
-there is no number to pack by: rows then stay dense and are masked (see `masked`).
+the lengths are not numbers and rows cannot be packed. They then stay dense, and are masked (see
+`masked`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from .._recurrence import Rows, dense_rows, unpermuted
 from .._torch_internals import is_fake
 
 Lengths = Tensor | Iterable[int]
-_UNORDERED = (str, bytes, Mapping, Set)  # or no numbers: what would be read by mistake
+_UNORDERED = (str, bytes, Mapping, Set)  # what would be read as lengths by mistake
 States = tuple[Tensor, Tensor]
 
 
 class Padding(NamedTuple):
-    """Where the packed rows of a padded batch stand in it.
+    """Where the packed rows of a padded batch lie in the batch.
 
     Attributes:
         places: (N,) the place of each packed row, the batch's first two axes read as one.
@@ -130,7 +131,7 @@ def masked_rows(input: Tensor, lengths: Tensor, batch_first: bool) -> Rows:
     """A padded batch as dense rows with zeros beyond each sequence's end.
 
     Raises:
-        ValueError: A length, where lengths are numbers by now, is less than 1 or more than T.
+        ValueError: The lengths can be read, and one is less than 1 or more than T.
     """
     data = dense_rows(input, batch_first).data
     if not is_fake(lengths):
@@ -150,7 +151,7 @@ def masked_rows(input: Tensor, lengths: Tensor, batch_first: bool) -> Rows:
 def _places(padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, ...]:
     """Of `Padding` and `Rows`: places, reverse, batch_sizes, order, inverse, steps.
 
-    Reads the lengths once, which a device that runs ahead waits for.
+    Reads the lengths once, for which the host waits for an accelerator they are on.
     """
     B, T = _sizes(padded, batch_first)
     if T == 0:
@@ -182,7 +183,7 @@ def _places_of(lengths: Tensor, T: int, B: int, batch_first: bool) -> tuple[Tens
 
 
 def _on_device(found: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """All where the rows are, but for the two that the host reads."""
+    """All tensors on the device of the rows, but for the two that the host reads."""
     places, reverse, sizes, order, inverse, steps = found
     places, reverse, order, inverse = (x.to(device) for x in (places, reverse, order, inverse))
     return places, reverse, sizes, order, inverse, steps
@@ -192,7 +193,7 @@ def _on_device(found: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor,
 def _(padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, ...]:
     B, T = _sizes(padded, batch_first)
     if not is_fake(lengths):
-        # Lengths on the device "meta" are no numbers. All rows give the same shapes at the end.
+        # Lengths on the device "meta" have no numbers. With all rows the final shapes are the same.
         known = torch.full((B,), T, device="cpu") if lengths.is_meta else lengths
         return _on_device(_places_of(known, T, B, batch_first), padded.device)
     rows = torch.library.get_ctx().new_dynamic_size()
@@ -220,7 +221,7 @@ def _select(padded: Tensor, places: Tensor) -> Tensor:
 
 
 def _is_transposed(padded: Tensor) -> bool:
-    """Whether the first two axes can be read as one only the other way round, without a copy."""
+    """Whether the first two axes can be merged without a copy only after swapping them."""
     (major, minor, _), strides = padded.shape, padded.stride()
     return strides[0] != minor * strides[1] and strides[1] == major * strides[0]
 
@@ -235,7 +236,7 @@ def _keep_places(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _gathered_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # No place stands twice, so that nothing has to be added up.
+    # No place is there twice, so nothing has to be added up.
     return _scattered(grad, *ctx.saved_tensors), None, None
 
 

@@ -1,4 +1,4 @@
-"""The parameters of an RNN per layer and direction."""
+"""ParameterGroup: the parameters of one layer and direction of an RNN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dtypes of one call of BiLSTM: what it computes with, and what nn.LSTM's results have."""
+"""Precision: the dtypes in which one call of BiLSTM computes, and those of its results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .._recurrence import Rows, Weights
 
 
 class Precision(NamedTuple):
-    """The dtypes of one call: what inputs are rounded to, the numbers' own, and the results'."""
+    """The dtypes of one call: for rounding inputs, for computing, and for the results."""
 
     rounded: torch.dtype
     compute: torch.dtype
@@ -19,13 +19,13 @@ class Precision(NamedTuple):
     cell: torch.dtype
 
     def converted(self, tensor: Tensor) -> Tensor:
-        """A tensor as the recurrence takes it."""
+        """A tensor, rounded and then converted to the dtype of the computation."""
         if tensor.dtype == self.rounded == self.compute:
             return tensor
         return tensor.to(self.rounded).to(self.compute)
 
     def converted_weights(self, weights: Weights) -> Weights:
-        """All weights as the recurrence takes them."""
+        """All weights, converted like `converted`."""
         ih, hh, *rest = weights
         others = [None if w is None else self.converted(w) for w in rest]
         return Weights(self.converted(ih), self.converted(hh), *others)
@@ -34,9 +34,9 @@ class Precision(NamedTuple):
 def precision_of(
     weight: Tensor, rows: Rows, hx: tuple[Tensor, Tensor] | None, projected: bool
 ) -> Precision:
-    """The dtypes nn.LSTM's results have, autocast included.
+    """The dtypes of a call; those of the results are nn.LSTM's, also under autocast.
 
-    Sixteen-bit numbers are computed with in float32 and rounded where results are.
+    With sixteen-bit numbers the computation is in float32, and the results are rounded.
     """
     low = autocast_dtype(weight)
     if low is None or weight.dtype == torch.float64:

@@ -1,4 +1,4 @@
-"""The layers of one call, one above the other: weights, precision, dropout, initial states."""
+"""Stack: the layers of one call with their weights, dropout, initial states and dtypes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ States = tuple[Tensor, Tensor]
 
 
 class Stack(NamedTuple):
-    """All that the layers of one call work with besides the rows.
+    """All that the layers of one call need besides the rows.
 
     Attributes:
         weights: The weights of each layer and direction, read once for the whole call.

@@ -1,7 +1,8 @@
-"""Subclasses of nn.LSTM on BiLSTM: what they add around `super().forward` stays theirs.
+"""Subclasses of nn.LSTM that run on BiLSTM and keep what they add around `super().forward`.
 
-For each subclass a class is made that inherits from it first and then from BiLSTM, so that the
-`super()` in its methods finds BiLSTM's. The subclass's own code is not touched.
+For each subclass, a class is made that inherits from the subclass and then from BiLSTM. So
+`super()` in the subclass's methods finds the methods of BiLSTM. The subclass's own code is not
+changed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _STATE_OF_LSTM = ("_flat_weights_names", "_all_weights")
 
 
 class OnBiLSTM(BiLSTM, nn.LSTM):  # type: ignore[misc]
-    """The base of such classes: BiLSTM's methods before nn.LSTM's, and a way to be pickled."""
+    """The base of such classes: it puts BiLSTM's methods before nn.LSTM's, and can be pickled."""
 
     subclass: type[nn.LSTM]
 
@@ -34,7 +35,7 @@ class OnBiLSTM(BiLSTM, nn.LSTM):  # type: ignore[misc]
         return lstm
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """A class made at run time is pickled as what it was made from."""
+        """Pickles the subclass in place of the class that was made at run time."""
         return _blank, (self.subclass,), self.__getstate__()  # type: ignore[no-untyped-call]
 
 

@@ -1,4 +1,4 @@
-"""Modules that a model keeps outside of its submodules: in lists, dicts, tuples, bound methods."""
+"""Finds modules that a model keeps outside of its submodules: in lists, dicts, bound methods."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TORCHS_OWN = frozenset(vars(nn.Module()))
 
 
 def kept_outside(model: nn.Module, kind: type[Module]) -> dict[str, Module]:
-    """Path -> module of a kind, for all that no torch function sees as a submodule.
+    """Path -> module, for each module of a class that torch does not see as a submodule.
 
     >>> model = nn.Module()
     >>> model.layers = [nn.LSTM(2, 3), nn.Linear(3, 1)]

@@ -1,4 +1,4 @@
-"""The rates of progressive freezing: each layer has a cosine that ends where it freezes."""
+"""Annealing: the rates of progressive freezing, a cosine per layer that ends when it freezes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Annealing:
         total: The length of the training in epochs.
         t0: Where the first layer freezes, as a fraction of the training, before the shape.
         how: The shape of the freezing times: linear, squared or cubic.
-        scaled: Whether a layer that freezes early learns the faster.
+        scaled: Whether a layer that freezes early has a higher rate.
     """
 
     groups: tuple[tuple[str, ...], ...]

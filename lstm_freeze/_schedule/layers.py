@@ -1,4 +1,4 @@
-"""What recipes see of a model: the head, and the other layers in their order."""
+"""Layers: a model as recipes see it, the head and the other layers in their order."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _encoder_of(tree: Tree, encoder: str, head: str) -> set[str]:
 
 
 def _proposal(tree: Tree) -> str:
-    """What there is to name, and a line to copy."""
+    """The names that exist, and a line to copy."""
     last = {name for part in tree.parts if part.depth == 0 for name in part.parameters}
     if not tree.parts or tree.parts[0].depth == 0:
         return f"; {rnns_there_are(tree)}, and there is no part above or below to be the other"
@@ -123,7 +123,7 @@ def _rnn_layer_of(tree: Tree, name: str) -> tuple[str, set[str]] | None:
 
 
 def _targets_of(tree: Tree, names: set[str]) -> Layer:
-    """The fewest targets that name these parameters and nothing else."""
+    """The fewest targets that match these parameters and no others."""
     first = next((n for n in tree.parameters if n in names), "")
     if (alone := _rnn_layer_of(tree, first)) and names <= alone[1]:
         return (alone[0],)

@@ -1,4 +1,4 @@
-"""LR schedulers that run beside a schedule: which there are, and which would undo its rates."""
+"""Finds the LR schedulers beside a schedule, and those that would overwrite its rates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer, lr_scheduler
 
-# They compute the next rate from the present one, so a rate that a phase has set stays set.
+# They compute the next rate from the present one, so they go on from a rate that a phase set.
 GO_ON = (
     lr_scheduler.ConstantLR,
     lr_scheduler.CosineAnnealingLR,
@@ -30,9 +30,9 @@ def has_scheduler(group: dict[str, Any]) -> bool:
 def schedulers_of(optimizers: Sequence[Optimizer]) -> list[Any]:
     """The LR schedulers of these optimizers that exist in this process.
 
-    An optimizer does not know its schedulers, and a plain loop names only the optimizer, so they
-    are looked for among all objects. That takes about a tenth of a second, and is done only at the
-    beginning of phases, where a group says that a scheduler was made for it.
+    An optimizer has no reference to its schedulers, and a plain loop passes only the optimizer. So
+    they are searched among all objects. That takes about a tenth of a second, and is done only at
+    the start of a phase, if a group shows that a scheduler was made for it.
     """
     if not any(has_scheduler(group) for o in optimizers for group in o.param_groups):
         return []
@@ -49,7 +49,7 @@ def _is_scheduler(kind: type) -> bool:
 
 
 def overwriting(schedulers: Iterable[Any], *, annealed: bool = False) -> Iterator[str]:
-    """What is wrong with running LR schedulers beside rates that a schedule sets.
+    """The mistakes of running these LR schedulers beside rates that a schedule sets.
 
     Args:
         schedulers: The LR schedulers.

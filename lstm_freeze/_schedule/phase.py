@@ -1,4 +1,4 @@
-"""What a schedule is made of: phases. Plain data, checked where it is made."""
+"""Phase: what trains from an epoch on. Plain data, checked when it is made."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Phase:
 
     @property
     def sets_rates(self) -> bool:
-        """Whether the phase has anything to do with learning rates."""
+        """Whether the phase sets or warms up learning rates."""
         return self.lr is not None or self.warmup > 0
 
     def __repr__(self) -> str:
@@ -64,7 +64,7 @@ class Phase:
 
 
 def as_phases(phases: object) -> tuple[Phase, ...]:
-    """Phases by start, each checked; all mistakes are said at once."""
+    """The phases in order of their starts; one error lists all mistakes."""
     found: list[Phase] = []
     mistakes: list[str] = []
     if isinstance(phases, Mapping):
@@ -89,7 +89,7 @@ def as_phases(phases: object) -> tuple[Phase, ...]:
 
 
 def wrong_starts(phases: Sequence[Phase]) -> list[str]:
-    """What is wrong with the starts of phases, in words."""
+    """The mistakes in the starts of phases, in words."""
     starts = [phase.start for phase in phases]
     wrong = [
         f"`phases` has two phases that start at {start}; name all that trains in one"
@@ -119,7 +119,7 @@ def phase_as_dict(phase: Phase) -> dict[str, Any]:
 
 
 def raise_all(mistakes: Sequence[str]) -> None:
-    """Raise one ValueError that says every mistake, if there is any."""
+    """Raise one ValueError that lists all mistakes, if there are any."""
     if len(mistakes) == 1:
         raise ValueError(mistakes[0])
     if mistakes:

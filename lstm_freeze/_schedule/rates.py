@@ -1,7 +1,7 @@
 """The learning rates of a schedule: set once a phase, warmed up by steps, or annealed.
 
-All that was done is written into the optimizer's param groups, so that it is in the checkpoint of
-whoever saves the optimizer, and the same call after a resume does nothing a second time.
+What was done is noted in the optimizer's param groups, and so in a checkpoint with the optimizer's
+state. After a resume, the same call does nothing a second time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from . import warmup
 from .annealing import Annealing
 from .phase import Phase, phase_as_dict
 
-PHASE = "freeze_phase"  # the mark of the phase that was begun last
+PHASE = "freeze_phase"  # the mark of the phase that began last
 TIME = "freeze_time"  # the epoch or step of the last call
 INITIAL = "freeze_initial_lr"  # where progressive freezing began
 
@@ -24,21 +24,21 @@ Group = dict[str, Any]
 
 
 def phase_mark(phase: Phase, unit: str) -> str:
-    """What tells one phase from others, in checkpoints too: a word made of all it says."""
+    """The mark of a phase, which differs for different phases: a hash of all its settings."""
     words = repr((unit, phase_as_dict(phase)))
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def is_begun(group: Group, mark: str, when: float | None) -> bool:
-    """Whether a phase was begun in a group, in the run that goes on.
+    """Whether a phase has begun in a group, in the present run.
 
-    A time before that of the last call means that a run begins again.
+    A time before that of the last call means that a new run begins.
     """
     return group.get(PHASE) == mark and (when is None or when >= group.get(TIME, when))
 
 
 def label(group: Group, index: int) -> str:
-    """How a message calls a param group."""
+    """The name of a param group in messages."""
     return f"group {group['name']!r}" if "name" in group else f"group {index}"
 
 
@@ -50,10 +50,10 @@ def labelled_groups(optimizers: Iterable[Optimizer]) -> Iterator[tuple[str, Grou
 
 
 def forget(optimizers: Sequence[Optimizer], inside: set[int]) -> None:
-    """Take back all marks and warm-ups: a run begins anew.
+    """Remove all marks and warm-ups, for a new run.
 
     Args:
-        optimizers: Whose groups.
+        optimizers: The optimizers with the groups.
         inside: The ids of the parameters that the schedule decides about.
     """
     for _, group in labelled_groups(optimizers):
@@ -75,16 +75,16 @@ def begin_phase(
     steps: int,
     show: bool,
 ) -> None:
-    """Set the rates of a phase, unless that was done before, and begin its warm-up.
+    """Set the rates of a phase and begin its warm-up, unless that was done before.
 
     Args:
-        optimizers: Whose groups are wholly or not at all in `trained`, where rates are set.
-        mark: Which phase.
+        optimizers: The optimizers. Where rates are set, `trained` has all of a group or nothing.
+        mark: The mark of the phase.
         when: The epoch or step; None where only the mark counts.
         rates: The rate of each parameter, by id.
         trained: The ids of what the phase trains.
         inside: The ids of what the schedule decides about.
-        newcomers: The ids of what it trains and the phase before did not.
+        newcomers: The ids of what the phase trains and the one before did not.
         steps: The length of the warm-up in optimizer steps; 0 for none.
         show: Whether the rate between two steps of a warm-up is that of the next step.
     """
@@ -115,7 +115,7 @@ def anneal(
     """Set the rates of progressive freezing, from the initial rate of each group.
 
     Args:
-        optimizers: Whose groups are set.
+        optimizers: The optimizers with the groups to set.
         annealing: The rule.
         layer_of: Which layer of the rule a parameter belongs to, by id.
         epoch: How much of the training is done, in epochs.

@@ -1,4 +1,4 @@
-"""Recipe: a schedule by its name, whose phases follow from the model it is given."""
+"""Recipe: the name of a schedule with arguments; its phases are made for a given model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Recipe:
     """Name a recipe and its arguments; its phases are found when a model is given.
 
     Made by `FreezeSchedule.recipe`, and by `FreezeSchedule.from_yaml` from a file that names a
-    recipe. Whatever takes a schedule takes a recipe too; it is worked out anew for each model.
+    recipe. Whatever takes a schedule takes a recipe too; its phases are made for each model.
 
     Attributes:
         name: The recipe's name.
@@ -52,7 +52,7 @@ class Recipe:
 
     @property
     def kind(self) -> RecipeDefinition:
-        """What the recipe is: its function, and the checks of its arguments."""
+        """The definition of the recipe: its function, and the checks of its arguments."""
         return definition_of(self.name)
 
     @property
@@ -121,7 +121,7 @@ class Recipe:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Say where a schedule's phases are to be had."""
+            """Raise an error that says how to get a schedule with phases."""
             hint = ""
             if name in ("phases", "trainable_at"):
                 hint = (

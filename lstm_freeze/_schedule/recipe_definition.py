@@ -1,4 +1,4 @@
-"""What a recipe is made of: a function from a model to phases, and a check of each argument.
+"""RecipeDefinition: a function from a model to phases, and a check of each argument.
 
 A new recipe is one file in `recipes/` with one decorated function; `FreezeSchedule`, YAML files and
 the callbacks find it by its name.
@@ -29,14 +29,14 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class RecipeDefinition:
-    """One recipe that exists.
+    """One recipe: its name, its function and the checks of its arguments.
 
     Attributes:
         name: Its name in YAML files, and of FreezeSchedule's method.
         outline: The function: model and arguments to phases.
         checks: Argument -> its check.
         defaults: Argument -> its default, for those that may be left out.
-        found: Further keys that describe a schedule it has made: what it found in the model.
+        found: Further keys in the description of a schedule it has made, about the model.
     """
 
     name: str
@@ -65,7 +65,7 @@ class RecipeDefinition:
         return self.checks[argument](value, argument)
 
     def mistakes(self, arguments: Mapping[str, Any]) -> list[Exception]:
-        """Everything that is wrong with the arguments, without a model."""
+        """All mistakes in the arguments that can be found without a model."""
         mistakes: list[Exception] = []
         for name, value in arguments.items():
             try:
@@ -78,14 +78,14 @@ class RecipeDefinition:
         return mistakes
 
     def scope(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-        """What the schedule decides about: encoder and head, or the user's own groups."""
+        """The targets that the schedule decides about: encoder and head, or the user's groups."""
         given = {**self.defaults, **arguments}
         if (groups := given.get("groups")) is not None:
             return tuple(target for group in as_groups(groups) for target in group)
         return given["encoder"], given["head"]
 
     def rest(self, arguments: Mapping[str, Any]) -> str:
-        """What is done with all else: "leave" or "freeze"."""
+        """What to do with everything else: "leave" or "freeze"."""
         return str({**self.defaults, **arguments}.get("rest", "leave"))
 
 

@@ -1,4 +1,4 @@
-"""A schedule and a module together: which parameters train in which phase, checked."""
+"""ResolvedSchedule: which parameters of a module train in which phase of a schedule."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ResolvedPhase:
     Attributes:
         phase: The phase.
         train: Name -> parameter that trains.
-        frozen: Name -> parameter of the scope that does not.
+        frozen: Name -> parameter of the scope that does not train.
         rates: The learning rates that the phase sets, by the parameter's id.
     """
 
@@ -48,7 +48,10 @@ class ResolvedPhase:
         return {id(p) for p in self.train.values()}
 
     def leaves_trainable(self) -> Callable[[nn.Parameter], bool]:
-        """A function: whether a parameter trains in the phase; outside the scope, as it is now."""
+        """A function that says whether a parameter trains in the phase.
+
+        Outside of the scope it says whether the parameter trains now.
+        """
         on, off = self.ids, {id(p) for p in self.frozen.values()}
         return lambda p: id(p) in on or (p.requires_grad and id(p) not in off)
 
@@ -56,7 +59,7 @@ class ResolvedPhase:
 class ResolvedSchedule:
     """What `FreezeSchedule.resolve` returns: the schedule's phases over one module's parameters.
 
-    Nothing in it changes; it holds until the module's structure does.
+    It does not follow later changes of the module's structure.
 
     Attributes:
         schedule: The schedule.
@@ -109,7 +112,7 @@ class ResolvedSchedule:
 
     @property
     def about_constants(self) -> str:
-        """Which parameters no phase trains since they were frozen from the first."""
+        """A sentence about the parameters that no phase trains because they are constants."""
         return sentence_about_constants(self._tree, self.constants)
 
     @property
@@ -128,7 +131,7 @@ class ResolvedSchedule:
         *,
         scaled: bool = False,
     ) -> list[str]:
-        """All that is wrong with these optimizers for this schedule, in words.
+        """All mistakes in these optimizers for this schedule, in words.
 
         Args:
             optimizers: One or several.
@@ -157,7 +160,7 @@ class ResolvedSchedule:
         set_trainable(self._module, self._tree, frozen=never, trainable=ever)
 
     def is_entered(self, index: int) -> bool:
-        """Whether the module was brought into a phase, and is in its state still."""
+        """Whether the module has entered a phase, and is still in its state."""
         phase = self.phases[index]
         return (
             self._entered == index
@@ -173,14 +176,14 @@ class ResolvedSchedule:
         when: float | None = None,
         show_warm_up: bool = True,
     ) -> Freeze:
-        """Bring the module and its optimizers into a phase, whatever the state is.
+        """Bring the module and its optimizers into a phase, from any state.
 
-        The rates of a phase are set once; that it was done is in the param groups.
+        The rates of a phase are set once; the param groups note that it was done.
 
         Args:
             index: Which phase.
             optimizers: One or several.
-            when: The epoch or step, where a run that begins again is told by it alone.
+            when: The epoch or step, where nothing else shows that a new run begins.
             show_warm_up: Whether the rate between two steps of a warm-up is that of the next step.
         """
         phase = self.phases[index]
@@ -209,7 +212,7 @@ class ResolvedSchedule:
 
     @property
     def sets_rates(self) -> bool:
-        """Whether the schedule has anything to do with learning rates."""
+        """Whether the schedule sets or warms up learning rates."""
         annealed = self.schedule.annealing is not None
         return annealed or any(phase.phase.sets_rates for phase in self.phases)
 
@@ -219,7 +222,7 @@ class ResolvedSchedule:
         return any(phase.phase.warmup for phase in self.phases)
 
     def begins(self, index: int, optimizers: Sequence[Optimizer], when: float) -> bool:
-        """Whether rates are set, now or later, and this call is the first of a phase."""
+        """Whether the schedule sets rates, and this call is the first of a phase."""
         return self.sets_rates and not all(
             rates.is_begun(group, self._mark(index), when)
             for _, group in rates.labelled_groups(optimizers)
@@ -227,11 +230,11 @@ class ResolvedSchedule:
         )
 
     def forget_rates(self, optimizers: Sequence[Optimizer]) -> None:
-        """Begin a run anew: no phase has set its rates yet."""
+        """Forget which phases have set their rates, for a new run."""
         rates.forget(optimizers, self._inside_ids)
 
     def show_warm_up(self, optimizers: Sequence[Optimizer], shown: bool) -> None:
-        """Set the rates of what warms up to those of the next step, or back to the whole ones."""
+        """Set the rates of groups in warm-up to those of the next step, or to those without it."""
         for _, group in rates.labelled_groups(optimizers):
             (warmup.show_part if shown else warmup.hide)(group)
 
@@ -252,7 +255,7 @@ class ResolvedSchedule:
         return found
 
     def first_factor(self, annealing: Annealing, parameter_id: int) -> float:
-        """By what progressive freezing multiplies a parameter's initial rate at the beginning."""
+        """The factor of progressive freezing on a parameter's initial rate, at the beginning."""
         return annealing.rate(self._layer_of[parameter_id], 1.0, 0.0)
 
     def _moved_by_lbfgs(self, optimizers: Sequence[Optimizer]) -> Iterator[str]:

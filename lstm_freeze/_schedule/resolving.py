@@ -1,4 +1,4 @@
-"""Finding the parameters of every phase of a schedule in a module, and all that is wrong."""
+"""resolve_schedule: the parameters of every phase in a module, and all mistakes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def resolve_schedule(
     schedule: FreezeSchedule, module: nn.Module
 ) -> tuple[ResolvedSchedule, list[str]]:
-    """Find the parameters of every phase; also everything that is wrong, in words."""
+    """The schedule with the parameters of every phase, and all mistakes in words."""
     tree = Tree(module)
     names, mistakes = _scope(tree, schedule)
     inside = tree.distinct(names if schedule.rest == "leave" else _all_but_excluded(tree, schedule))
@@ -44,9 +44,10 @@ def _all_but_excluded(tree: Tree, schedule: FreezeSchedule) -> set[str]:
 
 
 def _constants(tree: Tree, schedule: FreezeSchedule, names: set[str]) -> Named:
-    """What no phase may train: what its author made constant, unless a phase names it.
+    """The constants that no phase names, and so none may train.
 
-    What one phase names is no constant in any, so that each phase follows from the schedule alone.
+    A parameter that one phase names is no constant in any phase. So what a phase trains depends on
+    the schedule alone.
     """
     targets = {target for phase in schedule.phases for target in phase.train}
     covered = (_union(tree, (target,), "", []) & names for target in targets)

@@ -1,4 +1,4 @@
-"""FreezeSchedule: epoch (or step) -> what trains. Pure data; the functions of it have no memory."""
+"""FreezeSchedule: epoch (or step) -> what trains. Pure data, and pure functions of it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class FreezeSchedule:
 
     Raises:
         ValueError: A phase is wrong, no phase starts at 0 or two start together, or `unit` or
-            `rest` is unknown. All such mistakes are said at once.
+            `rest` is unknown. One error lists all mistakes.
         TypeError: An argument is of another type than named above.
 
     Examples:
@@ -107,7 +107,7 @@ class FreezeSchedule:
                 freezing takes fractions of an epoch, for the rates in between.
             optimizer: One or several that train the module. They drop the state of what is
                 frozen, and their param groups get the rates of the phase, once, at its first call;
-                that it was done is kept in the groups, and with them in a checkpoint. An earlier
+                the groups, and so a checkpoint, note that it was done. An earlier
                 epoch than in the last call, or another phase, sets rates again. A warm-up then
                 follows their steps by itself. LR schedulers of torch that were made for them and
                 would overwrite the rates are refused.
@@ -116,8 +116,8 @@ class FreezeSchedule:
             A handle with `.changed` and `.undo()`; dropping it undoes nothing.
 
         Raises:
-            ValueError: A target of any phase, the scope or an optimizer is wrong; all mistakes
-                are said at once, and nothing was changed.
+            ValueError: A target of any phase, the scope or an optimizer is wrong; one error
+                lists all mistakes, and nothing was changed.
 
         Examples:
             >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8), "head": nn.Linear(8, 2)})
@@ -147,7 +147,7 @@ class FreezeSchedule:
 
         Raises:
             ValueError: A target matches nothing, lies outside the scope, or a phase has nothing
-                that can train; all mistakes are said at once.
+                that can train; one error lists all mistakes.
 
         Examples:
             >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8), "head": nn.Linear(8, 2)})
@@ -159,7 +159,7 @@ class FreezeSchedule:
         return resolved
 
     def try_resolve(self, module: nn.Module) -> tuple[ResolvedSchedule, list[str]]:
-        """As `resolve`, but return the mistakes, so that they can be said with others."""
+        """Like `resolve`, but return the mistakes, so that an error can list them with others."""
         as_module(module)
         return resolve_schedule(self, module)
 
@@ -204,7 +204,7 @@ class FreezeSchedule:
         found when a model is given.
 
         Raises:
-            ValueError: Something in the file is wrong; every mistake is said, with line and key.
+            ValueError: Something in the file is wrong; each mistake is listed with line and key.
             ImportError: PyYAML is not installed.
 
         Examples:
@@ -297,7 +297,7 @@ class FreezeSchedule:
     def from_outline(
         cls, outline: Outline, scope: tuple[str, ...], rest: str = "leave"
     ) -> FreezeSchedule:
-        """The schedule of what a recipe has made of a model."""
+        """The schedule from the outline that a recipe has made for a model."""
         if not isinstance(outline, Annealing):
             return cls(outline, scope=scope, rest=rest)
         schedule = cls(outline.phases(), scope=scope, rest=rest)

@@ -53,7 +53,7 @@ class Timeline:
 
 
 def timeline(resolved: ResolvedSchedule, length: int) -> Timeline:
-    """What a schedule does in its first epochs, part by part."""
+    """The first epochs of a schedule, part by part."""
     starts = [p.phase.start for p in resolved.phases]
     ends = [*starts[1:], length]
     shown = [
@@ -111,7 +111,7 @@ def preview(resolved: ResolvedSchedule, length: int) -> str:
 
 
 def _also_trains(resolved: ResolvedSchedule) -> list[str]:
-    """What trains though no phase says so: it is outside the scope, or excluded."""
+    """Lines about what trains without a phase: it is outside of the scope, or excluded."""
     if not (others := resolved.also_trained):
         return []
     names = [p.name for p in resolved.parts if p.parameters.keys() & others.keys()]
@@ -126,7 +126,7 @@ def _also_trains(resolved: ResolvedSchedule) -> list[str]:
 
 
 def plot(resolved: ResolvedSchedule, length: int, ax: Axes | None = None) -> Axes:
-    """The schedule as a timeline; what trains is told by hatching and words, not by hue."""
+    """The schedule as a timeline; hatching and words, not colours, show what trains."""
     try:
         import matplotlib.pyplot as plt
         from matplotlib.axes import Axes
@@ -215,7 +215,7 @@ def _bar(
 
 
 def _merged(bars: list[Bar]) -> Iterator[Bar]:
-    """Neighbours that are alike as one."""
+    """The bars, with equal neighbours merged."""
     present = bars[0]
     for bar in bars[1:]:
         if (bar.state, bar.rates) == (present.state, present.rates):

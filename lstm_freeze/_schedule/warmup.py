@@ -1,9 +1,10 @@
-"""Warm-up: for some steps a group's learning rate is a rising part of what it is without it.
+"""Warm-up: for some steps a group's learning rate is a rising part of its whole rate.
 
-The rate without warm-up and the number of steps done are kept in the param group, and with it in
-the checkpoint of whoever saves the optimizer. Two hooks follow the optimizer's steps: before a step
-the rate becomes the part, after it the next part (in a loop of the user's own, who may look at the
-rate between steps) or the rate without warm-up (in Lightning, where LR schedulers step then).
+The whole rate and the number of steps done are kept in the param group, and so in a checkpoint with
+the optimizer's state. Two hooks follow the optimizer's steps. Before a step they set the rate to
+the part for this step. After it they set it to the part for the next step in a plain loop, where
+the user may read the rate between steps. In Lightning, where LR schedulers step between steps, they
+set it to the whole rate.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from torch.optim import Optimizer
 from .._optimizers import innermost
 from .lr_schedulers import has_scheduler
 
-RATE = "warmup_lr"  # the rate without the warm-up
+RATE = "warmup_lr"  # the whole rate
 LENGTH = "warmup_steps"
 DONE = "warmup_done"  # optimizer steps
-SHOWN = "warmup_shown"  # whether `lr` is the part, and not the rate without the warm-up
+SHOWN = "warmup_shown"  # whether `lr` is the part, and not the whole rate
 
 Group = dict[str, Any]
 
-# Whether the rate between two steps is the part. A hook cannot be removed while it runs, and one
-# that finds no group to warm up costs nothing, so the hooks stay.
+# Whether the rate between two steps is the part. The hooks stay on the optimizer: they cannot be
+# removed while they run, and cost nothing where no group warms up.
 _shows: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
 _rehearsing: WeakSet[Optimizer] = WeakSet()
 
@@ -38,7 +39,7 @@ def begin(group: Group, steps: int) -> None:
 
 
 def end(group: Group) -> None:
-    """End the warm-up of a group, if there is one, at the rate it has without it."""
+    """End the warm-up of a group, if there is one, at the whole rate."""
     if RATE in group:
         hide(group)
         for key in (RATE, LENGTH, DONE, SHOWN):
@@ -48,7 +49,7 @@ def end(group: Group) -> None:
 def follow(optimizers: Sequence[Optimizer], *, show: bool) -> None:
     """From now on follow the steps of those optimizers that have something to warm up.
 
-    Of a wrapper those of the optimizer inside: its steps are heard of, however they are made.
+    Of a wrapper, the steps of the inner optimizer are followed.
     """
     for optimizer in innermost(optimizers):
         if not any(RATE in group for group in optimizer.param_groups):
@@ -62,7 +63,7 @@ def follow(optimizers: Sequence[Optimizer], *, show: bool) -> None:
 
 
 def show_part(group: Group) -> None:
-    """Set the rate of a group that warms up to that of its next step."""
+    """Set the rate of a group that warms up to the part for its next step."""
     if RATE in group:
         hide(group)
         set_rate(group, _part(group))
@@ -70,15 +71,15 @@ def show_part(group: Group) -> None:
 
 
 def hide(group: Group) -> None:
-    """Set the rate of a group that warms up to what it is without the warm-up."""
+    """Set the rate of a group that warms up to the whole rate."""
     if RATE not in group:
         return
     present = float(group["lr"])
     if not group.get(SHOWN, True):
         group[RATE] = present
     elif present != _as_kept(group, _part(group)):
-        # Somebody has written it since: an LR scheduler, which went on from the part, or a loop
-        # of the user's own, which wrote the rate it wants.
+        # Something else has set it since: an LR scheduler, which went on from the part, or the
+        # user's loop, which set the whole rate.
         group[RATE] = present / _factor(group) if has_scheduler(group) else present
     set_rate(group, group[RATE])
     group[SHOWN] = False
@@ -127,17 +128,17 @@ def _is_rehearsal(optimizer: Optimizer) -> bool:
 
 
 def _factor(group: Group) -> float:
-    """The part of the rate that the next step has; never 0."""
+    """The share of the whole rate in the next step; never 0."""
     return min(int(group[DONE] + 1) / int(group[LENGTH]), 1.0)
 
 
 def _part(group: Group) -> float:
-    """The rate of the next step; exactly the whole rate in the last."""
+    """The rate of the next step; in the last step exactly the whole rate."""
     step, rate = group[DONE] + 1, float(group[RATE])
     return rate * step / group[LENGTH] if step < group[LENGTH] else rate
 
 
 def _as_kept(group: Group, rate: float) -> float:
-    """A rate with the rounding of a tensor that keeps it."""
+    """A rate, rounded as in the tensor that keeps it."""
     lr = group["lr"]
     return float(torch.full_like(lr, rate)) if isinstance(lr, torch.Tensor) else rate

@@ -1,4 +1,4 @@
-"""A schedule's YAML file: what was wrong in it is said with line and key, all at once."""
+"""Reads and writes a schedule's YAML file; one error lists all mistakes with line and key."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def write(description: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 class _Reader:
-    """Reads nodes into plain values, and collects what is wrong with them."""
+    """Reads nodes into plain values, and collects the mistakes."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Begin without mistakes."""
@@ -144,7 +144,7 @@ class _Reader:
         return Phase(**{name: self.value(items[name]) for name in PHASE_KEYS if name in items})
 
     def mapping(self, node: Node, key: str) -> dict[Any, Node]:
-        """Key -> value node; a key that stands twice is a mistake."""
+        """Key -> value node; a key that is there twice is a mistake."""
         if not isinstance(node, MappingNode):
             self.wrong(node, key, "must be a mapping (key: value)")
             return {}
@@ -176,7 +176,7 @@ class _Reader:
             loader.dispose()
 
     def unknown(self, node: Node, key: str, name: Any, known: tuple[str, ...]) -> None:
-        """Note a key that means nothing."""
+        """Note an unknown key as a mistake."""
         hint = did_you_mean(str(name), known)
         self.wrong(node, key, f"is not known; the keys here: {', '.join(known)}{hint}")
 
@@ -188,7 +188,7 @@ class _Reader:
 
 
 def _with_one_key(name: str, value: Any) -> Phase:
-    """A phase of one given key beside valid ones, so that a mistake is pinned to its own line."""
+    """A phase with one given key and valid others: a mistake then belongs to that key's line."""
     return Phase(**{"start": 0, "train": "*", name: value})
 
 
