@@ -1,4 +1,4 @@
-"""What this installation computes with, in words: for bug reports and surprising timings."""
+"""show_config: what this installation computes with, for bug reports and slow runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._recurrence import waiting_memory, which_loop
 
 
 def show_config() -> str:
-    """Says what the library computes with here, like `torch.__config__.show()`.
+    """Describes what the library computes with here, like `torch.__config__.show()`.
 
     Whether BiLSTM's native loop is in use and at which level of the processor, or why not; the same
     of the fingerprints' extension; threads; versions; memory kept for the next call.

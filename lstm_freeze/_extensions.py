@@ -1,4 +1,4 @@
-"""The C extensions: whether they are of this version, and the threads they run on."""
+"""The C extensions: checks their version, and sets their threads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from types import ModuleType
 
 
 def ready(extension: ModuleType, interface: int) -> ModuleType | None:
-    """The extension on torch's threads; None where another version of the package left it.
+    """The extension, set to torch's threads; None where it is of another version of the package.
 
-    `interface` is the version of the extension's calls that the caller makes: those of another one
-    would read the wrong memory.
+    `interface` is the version of the extension's functions that the caller uses. The functions of
+    another version would read the wrong memory.
     """
     if getattr(extension, "INTERFACE", None) != interface:
         return None
@@ -21,6 +21,6 @@ def ready(extension: ModuleType, interface: int) -> ModuleType | None:
         parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
         if parallel is not None:
             extension.share_threads(ctypes.cast(parallel, ctypes.c_void_p).value)
-            # A child process has none of the threads, and would wait for them.
+            # A child process has none of the threads, and would wait for them forever.
             os.register_at_fork(after_in_child=functools.partial(extension.share_threads, 0))
     return extension

@@ -1,4 +1,4 @@
-"""Where a parameter of an RNN sits: (layer, direction, kind) <-> name. No torch.
+"""Place: (layer, direction, kind) <-> the name of an RNN's parameter. No torch.
 
 The only file that spells or parses the parameter names of nn.RNNBase.
 """
@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
 
 def lowest_layer(places: Iterable[Place | None], default: int) -> int:
-    """The lowest layer among these places, None among them being no place.
+    """The lowest layer among these places; a None is skipped.
 
     >>> lowest_layer([place_of("bias_ih_l2"), None, place_of("bias_ih_l1")], default=3)
     1
@@ -82,7 +82,7 @@ def name_of(layer: int, direction: str, kind: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def place_of(name: str) -> Place | None:
-    """The place a parameter name of an RNN speaks of; None for any other name.
+    """The place that a parameter name of an RNN stands for; None for any other name.
 
     >>> place_of("weight_ih_l11_reverse")
     Place(layer=11, direction='reverse', kind='weight_ih')
@@ -109,7 +109,7 @@ def led_by(name: str) -> str | None:
 
 def kinds_of(bias: bool, proj: bool) -> tuple[str, ...]:
     """The kinds an RNN with these options has, in registration order."""
-    # Conditions and not products: under torch.compile they may be symbols.
+    # Conditions, not products: under torch.compile the options may be symbols.
     biases = KIND_GROUPS["bias"] if bias else ()
     return ("weight_ih", "weight_hh", *biases, *(("weight_hr",) if proj else ()))
 

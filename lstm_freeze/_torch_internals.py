@@ -1,7 +1,7 @@
-"""Every private name of torch that this package uses, each with what serves where it is gone.
+"""Every private name of torch that this package uses, each with a fallback.
 
-Torch promises nothing about these names. None of them may stop the import or an ordinary call:
-where a name is missing, the fallback says less or asks more, and its docstring says which.
+Torch may change or remove these names. A missing name must not stop the import or an ordinary call:
+then a fallback is used, and the docstring says how it differs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def _look_up(dotted: str) -> Any:
-    """What a dotted name inside torch stands for, or None where this torch has it no more."""
+    """The object of a dotted name inside torch; None where this torch does not have it."""
     place, _, name = f"torch.{dotted}".rpartition(".")
     # A function may hide the module of its name: torch.nn.utils.spectral_norm.
     try:
@@ -41,7 +41,7 @@ _PUBLIC_DROPOUTS = (
 
 
 def has_running_statistics(module: nn.Module) -> bool:
-    """Whether a batch or instance norm keeps running statistics; else torch's public ones count."""
+    """Whether a batch or instance norm keeps running statistics; fallback: the public classes."""
     bases = _look_up(_NORM_BASE) or _PUBLIC_NORMS
     return isinstance(module, bases) and getattr(module, "running_mean", None) is not None
 
@@ -52,7 +52,7 @@ def is_dropout(module: nn.Module) -> bool:
 
 
 def is_spectral_norm(module: nn.Module) -> bool:
-    """Whether a module is the parametrization of spectral_norm; else its buffers tell."""
+    """Whether a module is the parametrization of spectral_norm; without the class, by buffers."""
     kind = _look_up("nn.utils.parametrizations._SpectralNorm")
     if kind is not None:
         return isinstance(module, kind)
@@ -60,7 +60,7 @@ def is_spectral_norm(module: nn.Module) -> bool:
 
 
 def is_old_spectral_norm(hook: Any) -> bool:
-    """Whether a forward pre-hook is the old-style spectral norm; else its attributes tell."""
+    """Whether a forward pre-hook is the old spectral norm; without the class, by attributes."""
     kind = _look_up("nn.utils.spectral_norm.SpectralNorm")
     if isinstance(kind, type):
         return isinstance(hook, kind)
@@ -68,7 +68,7 @@ def is_old_spectral_norm(hook: Any) -> bool:
 
 
 def remove_hooks_of(module: nn.Module, owner: object) -> None:
-    """Take off the forward hooks that are methods of an object, which may have come by copying."""
+    """Remove the forward hooks that are methods of an object, also copied ones."""
     for kind in ("_forward_pre_hooks", "_forward_hooks"):
         hooks = getattr(module, kind, {})
         for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is owner]:

@@ -67,3 +67,15 @@ def test_every_file_says_what_it_holds():
 def test_the_page_names_files_that_exist(word):
     assert word in PAGE.read_text()
     assert (CORE / word.strip("`")).exists()
+
+
+def test_no_two_classes_have_one_name():
+    """One word, one meaning: over both packages."""
+    found = {}
+    for package in (CORE, CORE.parent / "callbacks"):
+        for name, source in sources_in(package).items():
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.ClassDef):
+                    found.setdefault(node.name, []).append(f"{package.name}/{name}")
+    assert len(found) > 80
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}

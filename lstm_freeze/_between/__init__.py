@@ -1,4 +1,4 @@
-"""Between frozen and trained: weights that may move a little, or by way of few numbers."""
+"""Between frozen and trained: LoRA factors, an anchor, and mixtures of old and new weights."""
 
 from .anchor import Anchor as Anchor
 from .anchor import anchor as anchor

@@ -1,8 +1,9 @@
-"""The factors of one weight: where they are kept, what they add, how they are taken away.
+"""Adapted weights: where LoRA factors are kept, what they add, and how they are removed.
 
 A factor is a Parameter of the module that has the weight, and stands under the weight's name and
-`_lora_A` or `_lora_B`. The module's `lora_scales` says which weights have factors, and by what the
-product is multiplied. A BiLSTM reads them itself; an nn.Linear becomes a LinearWithFactors.
+`_lora_A` or `_lora_B`. The module's `lora_scales` lists the weights that have factors, and the
+number that each product is multiplied by. A BiLSTM reads them itself; an nn.Linear becomes a
+LinearWithFactors.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from .._names import factor_name
 
 
 class Adapted(NamedTuple):
-    """A weight that has factors, or will have.
+    """A weight that has factors, or will get some.
 
     Attributes:
-        path: The path of the module that has it.
+        path: The path of the module with the weight.
         name: Its name there.
     """
 
@@ -31,7 +32,7 @@ class Adapted(NamedTuple):
 
     @property
     def full_name(self) -> str:
-        """Its name in the whole module."""
+        """The name of the weight in the whole module."""
         return join(self.path, self.name)
 
     @property
@@ -40,7 +41,7 @@ class Adapted(NamedTuple):
         return factor_name(self.full_name, "A"), factor_name(self.full_name, "B")
 
     def owner(self, tree: Tree) -> nn.Module:
-        """The module that has it."""
+        """The module with the weight."""
         return tree.modules[self.path]
 
 
@@ -48,7 +49,7 @@ class LinearWithFactors(nn.Linear):
     """An nn.Linear whose weight has factors; `add_lora` makes and unmakes it.
 
     Attributes:
-        lora_scales: By what the product of the factors is multiplied, for "weight".
+        lora_scales: "weight" -> the number that the product of the factors is multiplied by.
         lora_weight_trained: Whether the weight was trainable before it had factors.
     """
 
@@ -58,7 +59,7 @@ class LinearWithFactors(nn.Linear):
     weight_lora_B: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        """The output of the base and the update's, without the product of the factors."""
+        """The output of the base plus that of the factors, whose product is never formed."""
         narrow = F.linear(input, self.weight_lora_A)
         update = F.linear(narrow, self.weight_lora_B * self.lora_scales["weight"])
         return self._base(input) + update
@@ -94,7 +95,7 @@ def add_factors(owner: nn.Module, name: str, rank: int, scale: float) -> None:
 
 
 def take_factors(owner: nn.Module, name: str) -> None:
-    """Take a weight's factors away; nothing where it has none."""
+    """Remove a weight's factors; nothing happens where it has none."""
     for factor in "AB":
         owner._parameters.pop(factor_name(name, factor), None)
     left = {n: scale for n, scale in scales_of(owner).items() if n != name}
@@ -109,7 +110,7 @@ def take_factors(owner: nn.Module, name: str) -> None:
 
 
 def scales_of(owner: nn.Module) -> dict[str, float]:
-    """The weights of a module that have factors, and the factor on each product."""
+    """Name of each weight with factors -> the number that their product is multiplied by."""
     found: dict[str, float] = vars(owner).get("lora_scales", {})
     return found
 

@@ -1,4 +1,4 @@
-"""anchor: after each optimizer step, weights are drawn towards what they were."""
+"""anchor: after each optimizer step, draws weights towards their remembered values."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Anchor:
         ]
 
     def detach(self) -> None:
-        """Leave the optimizers; a second time does nothing."""
+        """Stop drawing the weights; a second time does nothing."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -113,7 +113,7 @@ class Anchor:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # Set where a fused optimizer has skipped the step itself because of an overflow (AMP).
+        # A fused optimizer sets it where it has skipped the step because of an overflow (AMP).
         overflow = getattr(optimizer, "found_inf", None)
         for group in optimizer.param_groups:
             share = group["lr"] * self.strength
@@ -153,7 +153,7 @@ def anchor(
         module: Any module; wrappers (DDP, torch.compile's) are looked through.
         optimizer: One or several; Lightning's wrapper is looked through.
         targets: What to anchor; see `select`. None: everything.
-        strength: How strongly, at least 0: `lr * strength` is the share of the way back.
+        strength: At least 0: each step goes `lr * strength` of the way back.
         exclude: Targets to leave alone, such as a new head.
 
     Returns:
@@ -215,5 +215,5 @@ def _require_drawn(optimizers: tuple[Optimizer, ...], chosen: Mapping[str, nn.Pa
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In a dtype in which differences are exact enough to be measured."""
+    """The tensor in a dtype that is exact enough for differences."""
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)

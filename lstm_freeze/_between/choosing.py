@@ -1,4 +1,4 @@
-"""Which weights get factors: those chosen, or why one of them cannot."""
+"""chosen_weights: the weights that get factors, or an error that says why one cannot."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def chosen_weights(
     kinds: Names,
     exclude: Target,
 ) -> list[Adapted]:
-    """The weights that are chosen and can have factors; all else that is chosen is passed over.
+    """The chosen weights that can have factors; biases and the like among the chosen are skipped.
 
     Raises:
         ValueError: A recurrent or linear weight among them cannot have factors, or a target, or
             the whole choice, names none that can.
     """
-    # Every candidate is a weight; and unlike keywords this default is for all kinds of modules.
+    # All candidates are weights. Passed on, the default would require exactly one RNN.
     asked = None if kinds == ALL else kinds
     selection = select_in(tree, targets, layers, directions, asked, exclude)
     weights = {n: w for n in selection.distinct if (w := _weight_of(tree, n)) is not None}

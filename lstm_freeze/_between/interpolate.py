@@ -1,4 +1,4 @@
-"""interpolate: weights between what they were before fine-tuning and what they are after it."""
+"""interpolate: mixes the weights before fine-tuning with those after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._checks import as_module, as_number, did_you_mean
 from .._hashing import has_bits
 from .._saving import state_of, with_names
 
-# In the order in which they are tried: a model may have a child that is really called `module`.
+# In this order, because a child of the model itself may be called `module`.
 _WRAPPERS = (
     r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.",
     r"^(?:module\.)+",
@@ -23,11 +23,11 @@ _WRAPPERS = (
 def interpolate(module: nn.Module, start: Mapping[str, Tensor], share: float) -> None:
     """Set the weights to a mixture: (1 - share) * start + share * present, in place.
 
-    WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903): after fine-tuning, weights on the way back to
-    the pretrained ones are often more robust, and cost nothing more to run. At share 0 and 1 the
-    values are copied, not computed; and where `start` and the present weight are equal, as in all
-    that stayed frozen, the weight is left as it is, bit for bit. Buffers that are floating point
-    are mixed, too; those of integers are present ones, at share 0 those of `start`.
+    WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903): after fine-tuning, weights between the
+    pretrained and the fine-tuned ones are often more robust, and cost nothing more to run. At share
+    0 and 1 the values are copied, not computed; and where `start` and the present weight are equal,
+    as in all that stayed frozen, the weight is left as it is, bit for bit. Buffers that are
+    floating point are mixed, too; those of integers are present ones, at share 0 those of `start`.
 
     The weights are written into the module's own tensors, frozen or not. A FrozenGuard takes the
     values as right after `guard.remember()`.

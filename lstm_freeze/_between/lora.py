@@ -23,7 +23,7 @@ _GROUP = "lora"
 
 
 class LoRA:
-    """What `add_lora` returns: the factors it added, and the ways to end them.
+    """What `add_lora` returns: a handle that merges or removes the factors it added.
 
     As a context manager it removes them at the exit. A copy or pickle of the module alone has the
     factors too; to be able to end them there, copy both: `copy.deepcopy((model, lora))`.
@@ -45,7 +45,7 @@ class LoRA:
         frozen: Freeze,
         optimizers: tuple[Optimizer, ...],
     ) -> None:
-        """Hold what was added; made by `add_lora` only."""
+        """Keep what was added; only `add_lora` makes one."""
         self.parameters: tuple[str, ...] = tuple(n for w in weights for n in w.factors)
         self._module = module
         self._weights = tuple(weights)
@@ -117,7 +117,7 @@ class LoRA:
         return f"LoRA({len(self._weights)} weights, {numbers:,} numbers in their factors)"
 
     def __getstate__(self) -> dict[str, Any]:
-        # What the copy's weights did before is kept by name; optimizers hold other Parameters.
+        # Marks say by name what trained before in a copy; the optimizers hold other Parameters.
         return {**vars(self), "_frozen": None, "_optimizers": ()}
 
     def _end(self, values: Mapping[str, Tensor]) -> None:
@@ -126,7 +126,7 @@ class LoRA:
         tree = Tree(self._module)
         factors = [tree.parameters[name] for name in self.parameters]
         if any(not factor.requires_grad for factor in factors):
-            unfreeze(self._module, list(self.parameters))  # guards let go of what leaves
+            unfreeze(self._module, list(self.parameters))  # guards release what is removed
         if self._frozen is not None:
             self._frozen.undo()
         elif self._thaw:
@@ -240,7 +240,7 @@ def _one_at_most(optimizer: Any) -> tuple[Optimizer, ...]:
 
 
 def _join(optimizers: tuple[Optimizer, ...], tree: Tree, names: Sequence[str]) -> None:
-    """Put the factors in a param group of the optimizer; one that factors left is used again."""
+    """Put the factors in a param group of the optimizer; an emptied group is used again."""
     factors = [tree.parameters[name] for name in names]
     for optimizer in optimizers:
         for group in optimizer.param_groups:

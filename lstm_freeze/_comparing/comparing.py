@@ -48,7 +48,7 @@ def compare(
         folder: Keeps each finished score, with its seconds; calling again goes on from there.
             Methods may be added; other settings, splits or seeds are an error. What `score` does
             is not recorded: take a new folder when you change it.
-        progress: Whether to show how far it is (on stderr); or a function called with the number
+        progress: Whether to show progress (on stderr); or a function called with the number
             of finished scores and of all.
         labels: The class of each sample; also stratifies the splits within train sets.
         groups: The group of each sample (a patient, a protein family): a group is never in train
@@ -120,7 +120,7 @@ def _need_extra() -> None:
 
 
 def _failures_in_words(failures: Sequence[Failure]) -> list[str]:
-    """The first few in words."""
+    """The first few failures in words."""
     notes = []
     for failure in failures[:_MOST_NOTES]:
         where = "choosing within the train set of" if failure.choosing else "on"

@@ -1,4 +1,4 @@
-"""Comparison: the scores of several methods, and what they tell."""
+"""Comparison: the scores of several methods, their table, and the method to choose."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Comparison:
         reason: Why, in a few sentences.
         settings: Method -> what was passed to `score` for each split, choices made; None where
             none could be chosen.
-        seconds: Method -> seconds, one a split, with what choosing took.
+        seconds: Method -> seconds, one a split, with the time for choosing settings.
         failures: The scores that raised or were not finite.
         minimize: Whether a low score is good.
     """

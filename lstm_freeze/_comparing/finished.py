@@ -32,7 +32,7 @@ class ScoreCall(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a call gave: a score with its seconds, or an error."""
+    """The result of a call: a score with its seconds, or an error."""
 
     score: float
     seconds: float
@@ -42,11 +42,11 @@ class Outcome(NamedTuple):
 class Finished:
     """The finished calls of a comparison; with a folder they are kept there, a file each.
 
-    A call that raised is not finished, and is made again the next time.
+    A call that raised is not finished, and is repeated in the next run.
     """
 
     def __init__(self, folder: Path | None = None, plan: Mapping[str, Any] | None = None) -> None:
-        """Take what the folder holds.
+        """Read the finished calls in the folder.
 
         Raises:
             ValueError: The folder holds another comparison, or a file that cannot be read.
@@ -57,14 +57,14 @@ class Finished:
             self._take_up(folder, dict(plan or {}))
 
     def get(self, call: ScoreCall) -> Outcome | None:
-        """What this call gave, if it is finished."""
+        """The outcome of this call; None where it is not finished."""
         return self._known.get(call)
 
     def add(self, call: ScoreCall, outcome: Outcome) -> None:
-        """Keep what a call gave."""
+        """Keep the outcome of a call."""
         self._known[call] = outcome
         if self._folder is not None:
-            # JSON has no NaN, and the words keep every bit of a float.
+            # As text: JSON has no NaN, and the text keeps every bit of a float.
             content = {
                 **call._asdict(),
                 "score": repr(outcome.score),
@@ -95,7 +95,7 @@ class Finished:
 
 
 def _compare_plans(known: Any, plan: Mapping[str, Any], folder: Path) -> None:
-    """Raise ValueError that says what of the comparison in the folder is another one."""
+    """Raise ValueError that says how the comparison in the folder differs from this one."""
     if not isinstance(known, dict) or known.get("format") != _FORMAT or "methods" not in known:
         raise ValueError(
             f"`folder` {folder}: its {_PLAN} was not written by this version of compare; take "
@@ -133,7 +133,7 @@ def digest(*parts: bytes) -> str:
 
 
 def _file_name(call: ScoreCall) -> str:
-    # The digest keeps apart what the readable part may not: names that differ in other letters.
+    # The digest tells names apart that have the same readable part.
     method = re.sub(r"[^A-Za-z0-9]+", "-", call.method)[:40]
     inner = "" if call.candidate < 0 else f".candidate{call.candidate}.fold{call.fold}"
     return f"split{call.split:04}.{method}.{digest(call.method.encode())}{inner}.json"

@@ -1,4 +1,4 @@
-"""Settings in words that are the same in every process, to tell methods in a folder apart."""
+"""Settings as text that is the same in every process, to tell methods in a folder apart."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .choice import Choice
 
 
 def described(value: Any) -> str:
-    """A value in words: equal for equal values, also in another process.
+    """A value as text: the same for equal values, also in another process.
 
     Raises:
-        TypeError: There are no such words for it.
+        TypeError: There is no such text for it.
 
     Examples:
         >>> described({"lr": 0.1, "optimizer": dict})

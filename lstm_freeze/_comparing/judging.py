@@ -19,9 +19,9 @@ def judge(
     """The table of these scores, the method to choose, and why.
 
     Args:
-        scores: Method -> one score a split; what failed is not finite.
+        scores: Method -> one score a split; a failed score is not finite.
         seconds: Method -> one number a split.
-        share: Of the samples, that a split tests on.
+        share: The share of the samples that a split tests on.
         minimize: Whether a low score is good.
         notes: For the table.
     """

@@ -56,8 +56,8 @@ def _check_settings(name: str, settings: Any) -> None:
                 f"methods[{name!r}]: a Choice must be the whole value of {key!r}, got it inside "
                 f"{value!r}; put the alternatives into the Choice"
             )
-        # Each call gets its own copy: a model among the settings that one call trained would
-        # carry what it saw of a test set into the next.
+        # Each call gets a copy: a model among the settings, trained by one call, would otherwise
+        # bring what it learned from a test set into the next.
         try:
             copy.deepcopy(value)
         except Exception as error:
@@ -80,7 +80,7 @@ def _check_call(score: Score, name: str, settings: Mapping[str, Any]) -> None:
     """Raise TypeError where `score` cannot be called with these settings."""
     try:
         signature = inspect.signature(score)
-    except (TypeError, ValueError):  # some built-in callables do not tell
+    except (TypeError, ValueError):  # some built-in callables have no signature
         return
     try:
         signature.bind(None, None, 0, **candidates(settings)[0])

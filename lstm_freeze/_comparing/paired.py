@@ -24,9 +24,9 @@ class Difference(NamedTuple):
     """A mean paired difference and what is known of it.
 
     Attributes:
-        mean: Of the differences, one a split.
+        mean: The mean of the differences, one a split.
         error: Its standard error, corrected for the overlap of the splits; NaN from one split.
-        p: Two-sided; corrected for the number of pairs where `among_all` made it.
+        p: The two-sided p; corrected for the number of pairs where `among_all` computed it.
         low: The lower end of its confidence interval; NaN where the scores give none.
         high: The upper end.
     """
@@ -52,8 +52,8 @@ def corrected_error(values: Sequence[float], share: float) -> float:
     test set that makes splits alike, not how small the train sets are.
 
     Args:
-        values: One a split.
-        share: Of the samples, in a test set.
+        values: The scores or differences, one a split.
+        share: The share of the samples in a test set.
     """
     if len(values) < 2:
         return math.nan

@@ -16,8 +16,8 @@ class Plan(NamedTuple):
 
     Attributes:
         methods: Name -> settings.
-        splits: Of all samples.
-        seeds: One a split.
+        splits: The splits of all samples.
+        seeds: One seed a split.
         inner: For each split the folds of its train set; none where no method has a choice.
         folds: How many such folds were asked for.
         samples: Labels and groups.
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
         return sum(1 + (n > 1) * n * len(inner) for n in options for inner in self.inner)
 
     def record(self) -> dict[str, Any]:
-        """The plan for a file; TypeError where a setting cannot be told apart in a file."""
+        """The plan for a file; TypeError where a setting has no text for it."""
         methods = {}
         for name, settings in self.methods.items():
             try:

@@ -1,4 +1,4 @@
-"""How far a comparison has come: with rich where it is installed, else in plain lines."""
+"""Shows the progress of a comparison: with rich where it is installed, else in lines."""
 
 from __future__ import annotations
 

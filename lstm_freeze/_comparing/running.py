@@ -1,4 +1,4 @@
-"""Calls the score function: for each method and split, first within the train set to choose."""
+"""Runner: calls the score function for each method and split, after choosing settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .splits import Split
 
 
 class Result(NamedTuple):
-    """What one method gave on one split."""
+    """The result of one method on one split."""
 
     method: str
     score: float
@@ -31,7 +31,7 @@ class Runner:
     """Makes the calls of a plan, and remembers what failed."""
 
     def __init__(self, score: Score, plan: Plan, finished: Finished, advance: Advance) -> None:
-        """Make no call yet."""
+        """Prepare the calls, and make none yet."""
         self.failures: list[Failure] = []
         self._score = score
         self._plan = plan
@@ -39,7 +39,7 @@ class Runner:
         self._advance = advance
 
     def run(self) -> Iterator[Result]:
-        """Split by split, so that a drift of the machine's speed meets all methods."""
+        """The results split by split: so a change of the machine's speed affects all methods."""
         for number in range(len(self._plan.splits)):
             for name in self._plan.methods:
                 yield self._method(name, number)
@@ -57,7 +57,7 @@ class Runner:
     def _choose(
         self, name: str, number: int, options: list[dict[str, Any]]
     ) -> tuple[int | None, float]:
-        """The settings with the best mean score within the train set, and what that took."""
+        """The settings with the best mean score within the train set, and the seconds for that."""
         minimize, seconds, best = self._plan.minimize, 0.0, None
         best_mean = math.inf if minimize else -math.inf
         for candidate, settings in enumerate(options):
@@ -88,7 +88,7 @@ class Runner:
         return outcome
 
     def _measured(self, split: Split, seed: int, settings: Mapping[str, Any]) -> Outcome:
-        # Copies: whatever a score function does to what it is given, the next call does not see.
+        # Copies, so that the next call does not see what a score function does to its arguments.
         train, test, own = split.train.copy(), split.test.copy(), copy.deepcopy(settings)
         began = time.perf_counter()
         try:
@@ -100,7 +100,7 @@ class Runner:
 
 
 def _as_score(value: Any) -> float:
-    """The value as a float; TypeError where it is no number, which no other call would mend."""
+    """The value as a float; TypeError, which ends the comparison, where it is no number."""
     if not isinstance(value, (bool, str, bytes)) and isinstance(value, SupportsFloat):
         try:
             return float(value)

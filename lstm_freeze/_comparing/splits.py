@@ -1,4 +1,4 @@
-"""Splits: which samples a score trains on and which it tests on, outside and within train sets."""
+"""Split: the samples a score trains on and tests on; inner splits, within a train set."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Split(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What is known of the samples: class and group of each, where given."""
+    """The class and the group of each sample, where they are given."""
 
     labels: NDArray[Any] | None
     groups: NDArray[Any] | None
@@ -47,7 +47,7 @@ def as_samples(labels: Any, groups: Any) -> Samples:
 
 
 def as_splits(splits: Any, samples: Samples, seed: int) -> list[Split]:
-    """The splits, checked: given as pairs, or made as that many stratified folds."""
+    """The splits, checked: the given pairs, or the given number of stratified folds."""
     if isinstance(splits, (int, np.integer)) and not isinstance(splits, bool):
         return _folds_of_all(as_integer(splits, "splits", least=2), samples, seed)
     if hasattr(splits, "get_n_splits"):
@@ -95,7 +95,7 @@ def inner_splits(train: Indices, folds: int, samples: Samples, seed: int) -> lis
 
 
 def tested_share(splits: Sequence[Split]) -> float:
-    """The mean share of the samples that a split tests on; all that any split names count."""
+    """The mean share of the samples that a split tests on, among all that some split uses."""
     everything = np.unique(np.concatenate([part for split in splits for part in split]))
     return float(np.mean([len(split.test) for split in splits])) / len(everything)
 

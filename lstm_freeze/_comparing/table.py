@@ -19,16 +19,16 @@ class MethodRow:
 
     Attributes:
         method: Its name.
-        mean: Of its scores over the splits; NaN where one of them failed.
+        mean: The mean of its scores over the splits; NaN where one of them failed.
         spread: Their standard deviation; NaN from one split.
         mean_interval: The 95% interval of the mean, low and high, corrected for the overlap of
             the splits. Two methods are compared by `difference` and not by these.
         difference: Its mean less that of the best method, split by split.
         interval: The 95% interval of `difference`, low and high: corrected for the overlap of the
             splits and for the number of methods. NaN where the scores give none.
-        p: That of `difference`, so corrected; 1 for the best method itself.
+        p: The p of `difference`, corrected in the same way; 1 for the best method itself.
         told: Whether the difference can be told from noise.
-        seconds: A split, on average, with what the choices within the train set took.
+        seconds: The mean seconds of a split, with the time for choosing settings.
         failed: How many of its scores raised or were not finite.
         best: Whether its mean is the best.
     """
@@ -53,8 +53,8 @@ class Table:
     Iterates over its rows; `table["full"]` is the row of a method.
 
     Attributes:
-        rows: One a method.
-        notes: What a reader should know about the whole.
+        rows: One row a method.
+        notes: Remarks on the whole table.
         choice: The method that is chosen, marked in print.
     """
 
@@ -92,7 +92,7 @@ class Table:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        # Colours are the notebook's own, so that it reads on light and on dark.
+        # No colours of its own: the notebook's suit light and dark pages.
         text = ["<table>", _html_row("th", _HEAD)]
         for row in self.rows:
             text.append(_html_row("td", self._cells(row), bold=row.method == self.choice))
@@ -129,7 +129,7 @@ class Table:
 
 
 def _seconds(value: float) -> str:
-    """About three digits."""
+    """Seconds with about three digits."""
     if math.isnan(value):
         return "-"
     return f"{value:.{3 if value < 0.1 else 2 if value < 10 else 1 if value < 100 else 0}f}"

@@ -1,4 +1,4 @@
-"""save_changes and load_changes: a file of what differs from a base, and its way back."""
+"""save_changes and load_changes: a file with the tensors that differ from a base."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def save_changes(module: nn.Module, path: str | os.PathLike[str], base: Mapping[
     """Save only the tensors that differ from a base, and the fingerprints of the whole base.
 
     The file is safetensors where `path` ends in `.safetensors`, else one of torch.save that
-    `torch.load(path, weights_only=True)` reads. It is written beside an old file and then put in
-    its place, so whoever is killed in the middle leaves the old one whole. A tied tensor is saved
+    `torch.load(path, weights_only=True)` reads. It is written beside an old file and then replaces
+    it in one step, so an old file stays whole if the process is killed. A tied tensor is saved
     once.
 
     A tensor that `base` does not name is saved whole and never checked: LoRA factors that came
@@ -116,14 +116,14 @@ def _changes(state: Mapping[str, Tensor], base: Mapping[str, str]) -> Changes:
             ties[name] = first[id(tensor)]
             continue
         first[id(tensor)] = name
-        # A copy: a view would bring all of its storage into the file.
+        # A copy: with a view, its whole storage would be saved.
         copied = stored(tensor).to("cpu", copy=True, memory_format=torch.contiguous_format)
         tensors[name] = copied
     return Changes(dict(base), tensors, ties)
 
 
 def _mistakes(state: Mapping[str, Tensor], changes: Changes) -> Iterable[str]:
-    """What keeps the changes from being loaded, in words, every tensor by name."""
+    """The reasons why the changes cannot be loaded, in words, with the name of each tensor."""
     named = changes.named()
     known = {*changes.base, *named}
     if missing := [name for name in (*changes.base, *named) if name not in state]:
@@ -154,7 +154,7 @@ def _form(tensor: Tensor) -> str:
 
 
 def _conflicts(state: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> Iterable[str]:
-    """Tensors that are one in the module and would have to become two."""
+    """Tensors that are tied in the module and have different values in the file."""
     names: dict[int, list[str]] = {}
     for name, tensor in state.items():
         names.setdefault(id(tensor), []).append(name)
@@ -173,7 +173,7 @@ def _all_same(values: list[Tensor | None]) -> bool:
 
 @torch.no_grad()
 def _write_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Write new values into tensors; whatever fails, all of them are as before."""
+    """Write new values into tensors; if one write fails, all are set back."""
     undo: list[Callable[[], object]] = []
     try:
         for tensor, new in pairs:

@@ -1,4 +1,4 @@
-"""A state_dict without what is still as in a base, and the same made whole again."""
+"""Strips a state_dict of the tensors that are as in a base, and fills it again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from .fingerprints import prints_of
 from .tensors import state_of, with_names
 
-# A key of the state_dict itself: whoever loads it without the way back is told of it by torch.
+# A key of the state_dict itself, so that torch raises where it is loaded without being filled.
 _KEY = "lstm_freeze.base"
 
 
 class Base(NamedTuple):
-    """What a stripped state_dict says of its base.
+    """The base, as a stripped state_dict describes it.
 
     Attributes:
         fingerprints: Name to fingerprint, of the whole base.
@@ -48,7 +48,7 @@ def stripped(
 
 
 def base_in(state_dict: Mapping[str, Any], prefix: str = "") -> Base | None:
-    """What a state_dict says of its base; None where it was not stripped."""
+    """The base in a state_dict; None where it was not stripped."""
     note = state_dict.get(prefix + _KEY)
     if not isinstance(note, Tensor):
         return None
@@ -61,7 +61,7 @@ def filled(
     base: Base,
     sources: tuple[Mapping[str, Tensor], ...],
 ) -> dict[str, Tensor]:
-    """What was stripped from a state_dict, by key, from the first source that has its bits.
+    """Key -> each tensor that was stripped, from the first source that has its bits.
 
     Raises:
         ValueError: No source has the bits of the base; each such tensor is named.
@@ -85,7 +85,7 @@ def filled(
 
 
 def without_note(state_dict: dict[str, Any], prefix: str) -> None:
-    """Take out what a stripped state_dict says of its base."""
+    """Take the description of the base out of a stripped state_dict."""
     state_dict.pop(prefix + _KEY, None)
 
 

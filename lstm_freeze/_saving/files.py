@@ -1,4 +1,4 @@
-"""The file of changes: its two formats, and a way of writing that never leaves half a file."""
+"""Changes and their file: two formats, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _UNREADABLE = (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingEr
 
 @dataclass(frozen=True)
 class Changes:
-    """What a file holds.
+    """The content of a file of changes.
 
     Attributes:
         base: The fingerprints of the whole base.
         tensors: What differs from it, tied tensors under their first name.
-        ties: Further names of those, to the first.
+        ties: Further name -> first name, of tied tensors.
     """
 
     base: Mapping[str, str]
@@ -37,12 +37,12 @@ class Changes:
     ties: Mapping[str, str]
 
     def named(self) -> dict[str, Tensor]:
-        """What differs, under all names."""
+        """The tensors that differ, under all their names."""
         return {**self.tensors, **{name: self.tensors[first] for name, first in self.ties.items()}}
 
 
 def write(path: str | os.PathLike[str], changes: Changes) -> None:
-    """Write a file of changes, or leave what is there as it is."""
+    """Write a file of changes; on an error, an old file stays as it is."""
     where = _as_path(path)
     if where.endswith(".safetensors"):
         note = json.dumps({"base": dict(changes.base), "ties": dict(changes.ties)})
@@ -144,7 +144,7 @@ def _as_path(path: Any) -> str:
 
 @contextmanager
 def _replacing(where: str) -> Iterator[str]:
-    """The name of a new file beside `where`, which takes its place in one step at the end."""
+    """The name of a new file beside `where`, which replaces it in one step at the end."""
     target = os.path.realpath(where)
     folder, name = os.path.split(target)
     if os.path.isdir(target):

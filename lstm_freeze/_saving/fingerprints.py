@@ -19,8 +19,8 @@ def fingerprints(module: nn.Module) -> dict[str, str]:
     """List a fingerprint of every parameter and buffer: 16 hex digits that change with any bit.
 
     They are the same on every platform and device, for the same dtype, shape and bits. Take them
-    of the base, before training, and give them to `save_changes`. They are made to see accidents,
-    not to resist someone who forges weights. What `state_dict` leaves out (buffers that are not
+    of the base, before training, and give them to `save_changes`. They detect accidents,
+    and do not resist someone who forges weights. What `state_dict` leaves out (buffers that are not
     persistent) is left out here. A tied tensor stands under each of its names.
 
     Args:

@@ -1,4 +1,4 @@
-"""The schedules of the papers, each in a file of its own that this door finds."""
+"""The schedules of the papers, each in a file of its own, which this door imports."""
 
 import importlib
 import pkgutil

@@ -41,7 +41,7 @@ def chain_thaw(
             paper 1e-3 and 1e-4). A mapping is as in `Phase`, for every stage.
         groups: The model's layers as you see them, input side first and the head last, in place of
             `encoder` and `head`: a target or a list of targets for each.
-        rest: What is in no layer: `"leave"` it as it is, or `"freeze"` it.
+        rest: What to do with all that is in no layer: `"leave"` it as it is, or `"freeze"` it.
 
     Examples:
         >>> from lstm_freeze import FreezeSchedule

@@ -25,14 +25,13 @@ def gradual_unfreezing(
     groups: Groups = None,
     rest: str = "leave",
 ) -> Outline:
-    """Train the head first, and every `every` epochs the next lower group too (ULMFiT).
+    """Train the head first, then after every `every` epochs one more layer too (ULMFiT).
 
-    The groups: the head, then the encoder's layers from the output to the input, in the order of
-    `param_groups`: an RNN layer's two directions together, a layer of a stack of cells as one, each
-    other part (an embedding, a projection) by itself. The paper's
-    discriminative rates are those of `param_groups(model, lr, layer_decay=1 / 2.6)`, its
-    slanted triangular rate is `slanted_triangular`; both go with `lr=None`.
-    Howard & Ruder 2018, arXiv 1801.06146.
+    The layers are added from the output to the input, in the order of `param_groups`: both
+    directions of an RNN layer at once, a layer of a stack of cells as one, and each other part (an
+    embedding, a projection) by itself. The paper's discriminative rates are those of
+    `param_groups(model, lr, layer_decay=1 / 2.6)`, its slanted triangular rate is
+    `slanted_triangular`; both go with `lr=None`. Howard & Ruder 2018, arXiv 1801.06146.
 
     Args:
         model: The model, for its layers.
@@ -42,7 +41,7 @@ def gradual_unfreezing(
         lr: As in `Phase`, for every phase.
         groups: The model's layers as you see them, input side first and the head last, in place of
             `encoder` and `head`: a target or a list of targets for each.
-        rest: What is in no layer: `"leave"` it as it is, or `"freeze"` it.
+        rest: What to do with all that is in no layer: `"leave"` it as it is, or `"freeze"` it.
 
     Examples:
         >>> from lstm_freeze import FreezeSchedule

@@ -37,7 +37,7 @@ def linear_probing(
         lr: As in `Phase`, for both phases.
         groups: The model's layers as you see them, input side first and the head last, in place of
             `encoder` and `head`: a target or a list of targets for each.
-        rest: What is in no layer: `"leave"` it as it is, or `"freeze"` it.
+        rest: What to do with all that is in no layer: `"leave"` it as it is, or `"freeze"` it.
 
     Examples:
         >>> from lstm_freeze import FreezeSchedule

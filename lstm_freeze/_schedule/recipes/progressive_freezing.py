@@ -47,12 +47,12 @@ def progressive_freezing(
         total: The length of the training in epochs.
         encoder: A target: the layers that freeze.
         head: A target: the layer that trains to the end.
-        t0: Where the first layer freezes, before the shape.
+        t0: The fraction of the training after which the first layer freezes, before the shape.
         how: The shape s: `"linear"`, `"squared"` or `"cubic"`.
-        scaled: Divide each layer's initial rate by r_i, so that each travels as far.
+        scaled: Divide each layer's initial rate by r_i, so that its rates have the same sum.
         groups: The model's layers as you see them, input side first and the head last, in place of
             `encoder` and `head`: a target or a list of targets for each.
-        rest: What is in no layer: `"leave"` it as it is, or `"freeze"` it.
+        rest: What to do with all that is in no layer: `"leave"` it as it is, or `"freeze"` it.
 
     Examples:
         >>> from lstm_freeze import FreezeSchedule
