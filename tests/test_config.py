@@ -1,3 +1,5 @@
+"""What show_config() says of an installation."""
+
 import re
 import types
 

@@ -1,3 +1,5 @@
+"""The native time loop beside the torch one: the same numbers, and where it applies."""
+
 import importlib.util
 import os
 import struct
