@@ -29,7 +29,7 @@ def run_as_a_user(example, *arguments):
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_the_first_line_says_what_is_shown(path):
     first = path.read_text().partition("\n")[0]
-    assert re.fullmatch(r'"""[A-Z].{30,}\.(""")?', first), first
+    assert re.fullmatch(r'"""[A-Z].{30,}[.?](""")?', first), first
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 

@@ -217,7 +217,10 @@ def test_inside_lightning_s_wrapper(name):
 
 
 def test_what_is_no_optimizer_is_an_error():
-    with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer .*, got Linear"):
+    with pytest.raises(
+        TypeError,
+        match=r"must be a torch\.optim\.Optimizer .*, got torch\.nn\.modules\.linear\.Linear",
+    ):
         as_optimizers(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="got type"):
         as_optimizers(PlainWrapper)
