@@ -33,7 +33,8 @@ SHELL = [
 
 
 @pytest.fixture
-def printed(request, capsys):
+def printed(request, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "readme"}
     for number, code in enumerate(PYTHON[request.param]):
         exec(compile(code, f"README.md, {request.param}, block {number}", "exec"), namespace)
