@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import lstm_freeze
+from lstm_freeze import callbacks
 
 matplotlib.use("Agg")
 
@@ -106,3 +107,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "figures" / "chain_thaw.png").exists()
+    reference = (tmp_path / "api" / "index.html").read_text()
+    shown = re.findall(r'<h3 id="[\w.]*?(\w+)"', reference)
+    recipes = ["gradual_unfreezing", "chain_thaw", "linear_probing", "progressive_freezing"]
+    assert sorted(shown) == sorted([*lstm_freeze.__all__, *callbacks.__all__, *recipes])
+    assert "doc-module" not in reference  # a function whose file has its name, taken for the file
