@@ -179,7 +179,7 @@ def test_the_loops_follow_the_definition(level, hidden):
     args = operands(hidden)
     hidden_states, c_n, dgates, dc = definition(*args, SIZES)
     _, hidden, cells, *gradients = everything(*args)
-    ended = last_rows(len(hidden[0]) - 60, 60, SIZES)
+    ended = last_rows(len(hidden[0]) - 60, 60, SIZES, torch.device("cpu"))
     found = (hidden[:, 60:], cells[:, 60:][:, ended], *gradients)
     for got, true in zip(found, (hidden_states, c_n, dgates, dc), strict=True):
         torch.testing.assert_close(got.double(), true.detach(), rtol=5e-6, atol=5e-6)
@@ -288,7 +288,7 @@ def test_a_direction_that_is_not_active_is_not_walked_back():
 def test_keeping_the_gates_changes_no_bit(level, hidden, projected):
     weights, inputs, _ = operands(hidden, projected)
     kept, without = walk(weights, inputs), walk(weights, inputs, keep=False)
-    ended = last_rows(inputs[0].shape[1], 60, SIZES)
+    ended = last_rows(inputs[0].shape[1], 60, SIZES, torch.device("cpu"))
     same_bits([without.hidden, without.cells], [kept.hidden, kept.cells[:, 60:][:, ended]])
     assert torch.equal(without.gates, inputs[0])
 

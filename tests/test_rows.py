@@ -47,7 +47,7 @@ def test_reverse_rows_turn_every_sequence_round(lengths):
 def test_previous_rows_are_the_same_sequences_a_step_before(lengths):
     data, batch_sizes = packed_of(lengths)[:2]
     initial = torch.full((len(lengths), 1), -1.0)
-    before = torch.cat((initial, data))[previous_rows(batch_sizes, len(data))]
+    before = torch.cat((initial, data))[previous_rows(batch_sizes, len(data), data.device)]
     first = data % 100 == 0
     assert (before[first] == -1).all()
     assert torch.equal(before[~first], data[~first] - 1)

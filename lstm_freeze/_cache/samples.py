@@ -39,7 +39,8 @@ def _packed_sample_rows(sizes: Tensor, device: torch.device) -> SampleRows:
     sample = torch.arange(int(sizes[0]), device="cpu")
     runs = sample < sizes[:, None]
     row = sample + (sizes.cumsum(0) - sizes)[:, None]
-    return SampleRows(runs.sum(0).tolist(), runs.to(device), row.t()[runs.t()].to(device))
+    places = row.t()[runs.t()].to(device, non_blocking=True)
+    return SampleRows(runs.sum(0).tolist(), runs.to(device, non_blocking=True), places)
 
 
 def copies(data: Tensor, where: SampleRows) -> list[functools.partial[Tensor]]:

@@ -64,7 +64,7 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State]:
         for side, w, into in zip(sides, directions, gates, strict=True):
             _project(side[first:last], w, into[first - base : last - base])
         loop.run(block, base)
-    ended = last_rows(N, batch, batch_sizes).to(data.device)
+    ended = last_rows(N, batch, batch_sizes, data.device)
     h_n = hidden.index_select(1, ended + batch)
     c_n = cells.index_select(1, ended + batch) if keep else cells[:, :batch].clone()
     output = data.new_empty(*data.shape[:-1], D * P)
@@ -209,7 +209,7 @@ class _Read(NamedTuple):
         hidden, N = self.state.hidden[self.direction], self.state.gates.shape[1]
         if self.inputs.batch_sizes is None:
             return hidden[:N]
-        return _picked(hidden, previous_rows(self.inputs.batch_sizes, N).to(hidden.device))
+        return _picked(hidden, previous_rows(self.inputs.batch_sizes, N, hidden.device))
 
     def by_weight_hr(self) -> Tensor:
         """(N, H) the hidden states before the projection."""

@@ -126,7 +126,7 @@ def walk_back(
     P = state.hidden.shape[2]
     weight_hh = torch.stack([w.weight_hh for w in directions])
     weight_hr = [(d, w) for d in active if (w := directions[d].weight_hr) is not None]
-    index = None if batch_sizes is None else previous_rows(batch_sizes, N).to(gates.device)
+    index = None if batch_sizes is None else previous_rows(batch_sizes, N, gates.device)
     for d in set(range(D)) - set(active):
         grads.dgates[d] = 0
         grads.dh[d] = 0

@@ -141,34 +141,41 @@ def bounds(block: list[Run]) -> tuple[int, int]:
     return block[0].row, block[-1].row + block[-1].steps * block[-1].batch
 
 
-def last_rows(rows: int, batch: int, batch_sizes: Tensor | None) -> Tensor:
-    """The row of each sequence's last step: (B,).
+def moved(rows: Tensor, device: torch.device) -> Tensor:
+    """Places that were found on the host, on the device; the host does not wait for the copy."""
+    return rows.to(device, non_blocking=True)
 
-    >>> last_rows(5, 2, torch.tensor([2, 2, 1]))
+
+def last_rows(rows: int, batch: int, batch_sizes: Tensor | None, device: torch.device) -> Tensor:
+    """The row of each sequence's last step, on the device of the data: (B,).
+
+    >>> last_rows(5, 2, torch.tensor([2, 2, 1]), torch.device("cpu"))
     tensor([4, 3])
-    >>> last_rows(6, 2, None)
+    >>> last_rows(6, 2, None, torch.device("cpu"))
     tensor([4, 5])
     """
     if batch_sizes is None:
-        return torch.arange(rows - batch, rows)
+        return torch.arange(rows - batch, rows, device=device)
     starts = batch_sizes.cumsum(0) - batch_sizes
-    lengths = (batch_sizes.unsqueeze(1) > torch.arange(batch)).sum(0)
-    return starts[lengths - 1] + torch.arange(batch)
+    sequences = torch.arange(batch, device=batch_sizes.device)
+    lengths = (batch_sizes.unsqueeze(1) > sequences).sum(0)
+    return moved(starts[lengths - 1] + sequences, device)
 
 
-def previous_rows(batch_sizes: Tensor, rows: int) -> Tensor:
+def previous_rows(batch_sizes: Tensor, rows: int, device: torch.device) -> Tensor:
     """For each packed row, the index of the same sequence's previous row.
 
     The indices count B rows of initial states before the packed rows.
 
-    >>> previous_rows(torch.tensor([2, 2, 1]), 5)
+    >>> previous_rows(torch.tensor([2, 2, 1]), 5, torch.device("cpu"))
     tensor([0, 1, 2, 3, 4])
-    >>> previous_rows(torch.tensor([3, 1, 1]), 5)
+    >>> previous_rows(torch.tensor([3, 1, 1]), 5, torch.device("cpu"))
     tensor([0, 1, 2, 3, 6])
     """
     before = torch.cat((batch_sizes[:1], batch_sizes[:-1]))
     shift = torch.repeat_interleave(before, batch_sizes, output_size=rows)
-    return torch.arange(rows) + batch_sizes[0] - shift
+    places = torch.arange(rows, device=batch_sizes.device) + batch_sizes[0] - shift
+    return moved(places, device)
 
 
 def check_packed(data: Tensor, batch_sizes: Tensor) -> None:
@@ -206,14 +213,14 @@ def reverse_rows(data: Tensor, batch_sizes: Tensor) -> Tensor:
     tensor([4, 3, 2, 1, 0])
     """
     check_packed(data, batch_sizes)
-    rows = data.shape[0]
-    steps = torch.arange(len(batch_sizes))
+    rows, host = data.shape[0], batch_sizes.device
+    steps = torch.arange(len(batch_sizes), device=host)
     starts = batch_sizes.cumsum(0) - batch_sizes
     step = torch.repeat_interleave(steps, batch_sizes, output_size=rows)
-    sequence = torch.arange(rows) - starts[step]
-    last = torch.zeros(int(batch_sizes[0]), dtype=torch.long)
+    sequence = torch.arange(rows, device=host) - starts[step]
+    last = torch.zeros(int(batch_sizes[0]), dtype=torch.long, device=host)
     last.scatter_reduce_(0, sequence, step, "amax")
-    return (starts[last[sequence] - step] + sequence).to(data.device)
+    return moved(starts[last[sequence] - step] + sequence, data.device)
 
 
 @reverse_rows.register_fake

@@ -185,7 +185,9 @@ def _places_of(lengths: Tensor, T: int, B: int, batch_first: bool) -> tuple[Tens
 def _on_device(found: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
     """All tensors on the device of the rows, but for the two that the host reads."""
     places, reverse, sizes, order, inverse, steps = found
-    places, reverse, order, inverse = (x.to(device) for x in (places, reverse, order, inverse))
+    places, reverse, order, inverse = (
+        x.to(device, non_blocking=True) for x in (places, reverse, order, inverse)
+    )
     return places, reverse, sizes, order, inverse, steps
 
 

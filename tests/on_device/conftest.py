@@ -16,7 +16,7 @@ sys.path += [str(HERE), str(HERE.parent)]
 NAME = os.environ.get("LSTM_FREEZE_DEVICE", "strict")
 
 if NAME == "strict":
-    from strict_device import DEVICE, host_reads
+    from strict_device import DEVICE, blocking_copies, host_reads
 else:
     DEVICE, host_reads = torch.device(NAME), None
 
@@ -36,6 +36,17 @@ def reads():
         host_reads.clear()
         block()
         return list(host_reads)
+
+    return count
+
+
+@pytest.fixture
+def waits(reads):
+    """As `reads`, and what is copied to the device while the host waits."""
+
+    def count(block):
+        blocking_copies.clear()
+        return reads(block) + blocking_copies
 
     return count
 

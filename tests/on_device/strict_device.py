@@ -26,6 +26,8 @@ OWN_OPERATORS = "lstm_freeze::"  # their Python body runs on strict tensors
 PACKING = ("aten::_pack_padded_sequence", "aten::_pad_packed_sequence")
 host_reads: list[str] = []
 """What brought a value to the host, in order."""
+blocking_copies: list[str] = []
+"""What brought a value to the device while the host waited for it, in order."""
 
 
 class _Guard(torch._C._acc.DeviceGuard):
@@ -153,6 +155,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         host_reads.append(name)
     if name == "aten::copy_" and not isinstance(args[0], StrictTensor):
         host_reads.append(name)
+    if _brings_and_blocks(name, args, kwargs):
+        blocking_copies.append(name)
     there = {**kwargs}
     if "device" in there:
         there["device"] = torch.device("cpu")
@@ -170,6 +174,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     # What an operation changes in place it returns as it was given.
     given = {id(x.raw): x for x in tensors if isinstance(x, StrictTensor)}
     return tree_map(lambda x: _wrapped(x, given), found)
+
+
+def _brings_and_blocks(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    if name == "aten::copy_":
+        comes = isinstance(args[0], StrictTensor) and not isinstance(args[1], StrictTensor)
+        return comes and not kwargs.get("non_blocking", len(args) > 2 and args[2])
+    comes = name == "aten::_to_copy" and not isinstance(args[0], StrictTensor)
+    return comes and not kwargs.get("non_blocking", False)
 
 
 def _refuse_mixed(name: str, tensors: list[torch.Tensor]) -> None:
