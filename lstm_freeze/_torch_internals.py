@@ -6,6 +6,7 @@ then a fallback is used, and the docstring says how it differs.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from operator import attrgetter
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import update_bn
 
 
 def _look_up(dotted: str) -> Any:
@@ -116,6 +118,15 @@ def steps_around(frame: FrameType) -> Iterator[object]:
         if outer.f_code is frame.f_code and "self" in outer.f_locals:
             yield outer.f_locals["self"]
         outer = outer.f_back
+
+
+def update_bn_runs() -> bool:
+    """Whether this is called from within `torch.optim.swa_utils.update_bn`, told by its code."""
+    code = getattr(inspect.unwrap(update_bn), "__code__", None)
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
 
 
 def reduced_tensors(ddp: DistributedDataParallel) -> int | None:

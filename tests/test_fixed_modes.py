@@ -1,6 +1,7 @@
 """A held batch norm whose statistics are recomputed on purpose is let go for that time."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -55,6 +56,17 @@ class TestUpdateBn:
         assert not same(buffers(with_hold), before)
         guard.check()
 
+    def test_it_is_held_again_as_soon_as_that_is_done(self, momentum, mode, form):
+        held = model(momentum)
+        freeze(held, "1")
+        held = form(held)
+        guard = FrozenGuard(held, mode=mode)
+        update_bn(BATCHES[:3], held.train())
+        before = buffers(held)
+        held(BATCHES[3])
+        assert same(buffers(held), before)
+        guard.check()
+
     def test_then_it_is_held_again(self, momentum, mode, form):
         held = model(momentum)
         freeze(held, "1")
@@ -92,3 +104,21 @@ def test_a_hold_in_a_copy_can_be_taken_off():
     before = buffers(other)
     other[1](BATCHES[0])
     assert not same(buffers(other), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+def test_a_scripted_batch_norm_cannot_be_held_which_is_said():
+    scripted = torch.jit.script(model())
+    with pytest.warns(UserWarning, match=r"statistics of '1' cannot be held.*keep it in \.eval"):
+        freeze(scripted, "1")
+    freeze(scripted, "1")  # what is frozen already warns no more
+    guard = FrozenGuard(scripted)
+    scripted.eval()(BATCHES[0])
+    guard.check()
+    scripted.train()(BATCHES[0])
+    with pytest.raises(FrozenWeightsChanged, match=r"\.eval\(\) those of TorchScript's"):
+        guard.check()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        freeze(scripted, "0")

@@ -1,5 +1,8 @@
 """After freeze(optimizer=) and unfreeze(optimizer=), no optimizer moves a weight by itself."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 from _wrappers import (
@@ -13,7 +16,7 @@ from _wrappers import (
 )
 from torch import nn
 
-from lstm_freeze import FreezeSchedule, freeze, status, unfreeze
+from lstm_freeze import FreezeSchedule, FrozenGuard, freeze, status, unfreeze
 from lstm_freeze._optimizers import as_optimizers, drop_state, innermost, with_inner
 
 SGD, AdamW = torch.optim.SGD, torch.optim.AdamW
@@ -224,3 +227,68 @@ def test_what_is_no_optimizer_is_an_error():
         as_optimizers(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="got type"):
         as_optimizers(PlainWrapper)
+
+
+class Slotted:
+    """Keeps its optimizer in a private slot, and cannot be referenced weakly."""
+
+    __slots__ = ("__inner",)
+
+    def __init__(self, inner):
+        self.__inner = inner
+
+    @property
+    def param_groups(self):
+        return self.__inner.param_groups
+
+    def step(self):
+        self.__inner.step()
+
+    def zero_grad(self):
+        self.__inner.zero_grad()
+
+
+class Hidden:
+    """Keeps its optimizer in something of another kind; what leads to it is given."""
+
+    def __init__(self, inner, kept):
+        self.kept, self.param_groups, self.step = kept, inner.param_groups, inner.step
+
+    def zero_grad(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+
+HIDING = {
+    "slot": Slotted,
+    "nested": lambda o: Hidden(o, {"a": [(0, {"b": o})]}),
+    "object": lambda o: Hidden(o, SimpleNamespace(inside=SimpleNamespace(one=o))),
+    "closure": lambda o: Hidden(o, lambda: o),
+    "partial": lambda o: Hidden(o, partial(print, o)),
+    "bound method": lambda o: Hidden(o, o.add_param_group),
+}
+
+
+@pytest.mark.parametrize("hide", HIDING.values(), ids=HIDING.keys())
+def test_an_inner_optimizer_is_found_however_it_is_kept(hide):
+    model, inner = fresh(lambda m: SGD(m.parameters(), 0.1, momentum=0.9))
+    optimizer = hide(inner)
+    train_freeze_train_unfreeze(model, optimizer, optimizer)
+    before, head = values(model, "encoder"), values(model, "head")
+    step(model, optimizer, gradient=0.0)
+    assert same(values(model, "encoder"), before)
+    assert not same(values(model, "head"), head)
+    freeze(model, "encoder")
+    with FrozenGuard(model).attach(optimizer) as guard:
+        step(model, optimizer)
+    assert guard.checks == 1
+
+
+def test_what_trains_something_else_or_lies_around_is_not_inside():
+    model, optimizer = fresh(lambda m: SGD(m["head"].parameters(), 0.1))
+    optimizer.partner = SGD(model["encoder"].parameters(), 0.1)
+    optimizer.inner = SGD(model["head"].parameters(), 0.1)
+    optimizer.inner.outer = optimizer
+    assert with_inner([optimizer]) == (optimizer, optimizer.inner)
+    assert innermost([optimizer]) == (optimizer.inner,)

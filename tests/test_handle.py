@@ -12,7 +12,15 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from lstm_freeze import BiLSTM, FrozenGuard, freeze, replace_lstm, status, unfreeze
+from lstm_freeze import (
+    BiLSTM,
+    FrozenGuard,
+    FrozenWeightsChanged,
+    freeze,
+    replace_lstm,
+    status,
+    unfreeze,
+)
 
 
 class Model(nn.Module):
@@ -316,3 +324,23 @@ def test_a_replaced_parameter_is_not_kept_alive():
     gc.collect()
     assert storage() is None
     handle.undo()
+
+
+@pytest.mark.parametrize("keep", [freeze, FrozenGuard], ids=["handle", "guard"])
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: torch.compile(m, backend="eager")])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_module_that_keeps_what_was_made_through_its_wrapper_can_be_copied(copied, wrap, keep):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    handle = freeze(wrap(model), "0")
+    model.kept = handle if keep is freeze else FrozenGuard(wrap(model))
+    one = copied(model)
+    if keep is freeze:
+        one.kept.undo()
+        assert one[0].weight.requires_grad
+        assert not model[0].weight.requires_grad
+    else:
+        one.kept.check()
+        one[0].weight.data += 1
+        with pytest.raises(FrozenWeightsChanged, match=r"0\.weight"):
+            one.kept.check()
+        model.kept.check()

@@ -405,11 +405,13 @@ def test_batch_sizes_that_name_other_memory_are_refused(sizes):
         (torch.tensor([3, 2, 1], dtype=torch.int32), r"1-D torch.int32 on cpu"),
         (torch.tensor([3.0, 2.0, 1.0]), r"1-D torch.float32 on cpu"),
         (torch.tensor([[3], [2], [1]]), r"2-D torch.int64 on cpu"),
+        (torch.tensor([3, 2, 1], device="meta"), r"1-D torch.int64 on meta"),
     ],
 )
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_batch_sizes_in_another_form_are_refused(sizes, given, bidirectional):
-    rows = torch.nn.utils.rnn.PackedSequence(torch.zeros(6, 4), sizes)
+    kind = torch.nn.utils.rnn.PackedSequence  # whose own __new__ refuses other devices
+    rows = tuple.__new__(kind, (torch.zeros(6, 4), sizes, None, None))
     with pytest.raises(RuntimeError, match=f"batch_sizes must be a 1-D int64 .* Got {given}"):
         BiLSTM(4, 5, bidirectional=bidirectional)(rows)
 

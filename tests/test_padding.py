@@ -530,3 +530,17 @@ def test_activation_checkpointing():
     expected = torch.autograd.grad(call(x).square().sum(), x)
     again = torch.utils.checkpoint.checkpoint(call, x, use_reentrant=False)
     assert_same_bits({"x": torch.autograd.grad(again.square().sum(), x)[0]}, {"x": expected[0]})
+
+
+@pytest.mark.parametrize("length", [2**63, 2**70, -(2**70)])
+def test_a_length_beyond_64_bits_is_named_as_any_other(length):
+    with pytest.raises(ValueError, match=rf"between 1 and .*, got lengths\[1\] = {length}$"):
+        BiLSTM(2, 3)(torch.zeros(4, 2, 2), lengths=[1, length])
+
+
+def test_lengths_that_are_no_numbers_give_no_result():
+    lengths = torch.empty(2, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match=r"`lengths` must be numbers, .*'meta'"):
+        BiLSTM(2, 3)(torch.zeros(4, 2, 2), lengths=lengths)
+    lstm = BiLSTM(2, 3, device="meta")
+    assert lstm(torch.zeros(4, 2, 2, device="meta"), lengths=lengths)[0].shape == (4, 2, 6)

@@ -182,3 +182,60 @@ def test_hooks_are_registered_once():
         schedule.apply(m, 0, optimizer)
     assert len(optimizer._optimizer_step_pre_hooks) == 1
     assert len(optimizer._optimizer_step_post_hooks) == 1
+
+
+@pytest.mark.parametrize("made", ["before", "after"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: lr_scheduler.CosineAnnealingLR(o, 6, eta_min=0.05),
+        lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0, min_lr=0.04),
+    ],
+    ids=["Cosine", "ReduceLROnPlateau"],
+)
+def test_a_plain_loop_s_scheduler_that_does_more_than_multiply(make, made):
+    def used(length):
+        m = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+        optimizer = torch.optim.SGD(m.parameters(), 0.1)
+        scheduler = make(optimizer) if made == "before" else None
+        FreezeSchedule([Phase(0, "*", lr=0.1, warmup=length)]).apply(m, 0, optimizer)
+        scheduler = scheduler or make(optimizer)
+        rates = []
+        for _ in range(6):
+            rates.append(step(m, optimizer))
+            scheduler.step(*[1.0] * isinstance(scheduler, lr_scheduler.ReduceLROnPlateau))
+        return rates
+
+    plain, warmed = used(0), used(LENGTH)
+    assert plain[0] != plain[-1]
+    expected = [rate * part for rate, part in zip(plain, parts(6), strict=True)]
+    assert warmed == pytest.approx(expected, abs=1e-7)
+
+
+def test_an_optimizer_whose_steps_cannot_be_heard_is_refused():
+    class Own:
+        def __init__(self, parameters):
+            self.param_groups = [{"params": list(parameters), "lr": 0.1}]
+
+        def step(self):
+            pass
+
+    m = nn.Linear(2, 2)
+    optimizer = Own(m.parameters())
+    with pytest.raises(ValueError, match="Own calls no step hooks of torch; leave warmup= out"):
+        FreezeSchedule([Phase(0, "*", lr=1e-2, warmup=4)]).apply(m, 0, optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    FreezeSchedule([Phase(0, "*", lr=1e-2)]).apply(m, 0, optimizer)
+    assert optimizer.param_groups[0]["lr"] == 1e-2
+
+
+def test_a_scheduler_of_the_optimizer_inside_a_wrapper_is_refused():
+    class Wrapper:
+        def __init__(self, inner):
+            self.kept, self.param_groups, self.step = [inner], inner.param_groups, inner.step
+
+    m = nn.Linear(2, 2)
+    inner = torch.optim.SGD(m.parameters(), 0.1)
+    scheduler = lr_scheduler.LambdaLR(inner, lambda i: 0.8**i)
+    with pytest.raises(ValueError, match=type(scheduler).__name__):
+        FreezeSchedule([Phase(0, "*", lr=1e-2)]).apply(m, 0, Wrapper(inner))

@@ -14,7 +14,7 @@ from torch.optim import LBFGS, Optimizer
 
 from .._checks import as_integer, as_module, as_number
 from .._freezing import Freeze, freeze, unfreeze
-from .._model import Layers, Names, Target, Tree
+from .._model import Layers, Names, Target, Tree, unwrap
 from .._optimizers import as_optimizers
 from .adapted import Adapted, add_factors, merged, take_factors
 from .choosing import chosen_weights
@@ -47,7 +47,7 @@ class LoRA:
     ) -> None:
         """Keep what was added; only `add_lora` makes one."""
         self.parameters: tuple[str, ...] = tuple(n for w in weights for n in w.factors)
-        self._module = module
+        self._module = unwrap(module)
         self._weights = tuple(weights)
         self._frozen: Freeze | None = frozen
         self._thaw = frozen.changed

@@ -8,6 +8,7 @@ from .ddp import waits_for_all as waits_for_all
 from .fixed_modes import decider_of as decider_of
 from .fixed_modes import fixed_mode_of as fixed_mode_of
 from .fixed_modes import is_normalization as is_normalization
+from .fixed_modes import is_scripted_normalization as is_scripted_normalization
 from .freezing import freeze as freeze
 from .freezing import freeze_up_to as freeze_up_to
 from .freezing import set_trainable as set_trainable

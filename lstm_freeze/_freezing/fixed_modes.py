@@ -18,6 +18,7 @@ from .._torch_internals import (
     is_old_spectral_norm,
     is_spectral_norm,
     remove_hooks_of,
+    update_bn_runs,
 )
 from .._torch_internals import is_dropout as is_dropout
 from .listeners import announce_recompute
@@ -29,8 +30,8 @@ class FixedMode:
     They do nothing while the statistics of a batch norm are recomputed on purpose.
     `torch.optim.swa_utils.update_bn` and Lightning's StochasticWeightAveraging reset the statistics
     and set `momentum` to None for the passes that fill them again. Where `momentum` was None from
-    the beginning, the counter of batches tells it: it was set back. That counts until the next pass
-    in eval mode.
+    the beginning, the counter of batches tells it: it was set back. That counts until `update_bn`
+    has returned, or, where that does not run, until the next pass in eval mode.
 
     Attributes:
         decider: The module whose parameters decide.
@@ -48,7 +49,7 @@ class FixedMode:
         self.value = value
         self._momentum = getattr(owner, "momentum", None)
         self._batches = _batches(owner)
-        self._recomputing = False
+        self._recomputing = self._in_update_bn = False
 
     @property
     def active(self) -> bool:
@@ -94,9 +95,10 @@ class FixedMode:
             return module.training and module.momentum is None
         if torch.compiler.is_compiling():  # would not look at numbers
             return False
-        if module.training:
-            self._recomputing = self._recomputing or _batches(module) < self._batches
-        elif self._recomputing:
+        if module.training and _batches(module) < self._batches and not self._recomputing:
+            self._recomputing, self._in_update_bn = True, update_bn_runs()
+        done = not module.training or (self._in_update_bn and not update_bn_runs())
+        if self._recomputing and done:
             self._recomputing, self._batches = False, _batches(module)
         return self._recomputing
 
@@ -123,6 +125,11 @@ def is_normalization(module: nn.Module) -> bool:
     return (
         is_spectral_norm(module) or _has_old_spectral_norm(module) or has_running_statistics(module)
     )
+
+
+def is_scripted_normalization(module: nn.Module) -> bool:
+    """Whether a module is TorchScript's form of a layer that keeps running statistics."""
+    return isinstance(module, torch.jit.ScriptModule) and "running_mean" in module._buffers
 
 
 def _has_old_spectral_norm(module: nn.Module) -> bool:

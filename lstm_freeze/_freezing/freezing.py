@@ -254,6 +254,12 @@ def set_trainable(
             "nothing in this module is trainable any more, so a backward pass through it alone "
             "will fail; unfreeze(module, ...) what should train, or freeze less"
         )
+    if request.changed and (free := request.free_norms):
+        paths = ", ".join(map(repr, free))
+        warn(
+            f"TorchScript runs no hooks, so the running statistics of {paths} cannot be held as "
+            "those of other frozen layers are: they move in train(); keep it in .eval()"
+        )
     if ddp is not None and request.changed:
         warn_unused(ddp)
         remember_trainable(ddp, [p for p in frozen.values() if p.requires_grad])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._model import Tree, rewrite
+from .._model import Tree, rewrite, unwrap
 from .listeners import announce_change, announce_unfreezing
 from .status import status
 from .switches import RequiresGrad, Switch
@@ -46,7 +46,8 @@ class Freeze:
     def __init__(self, module: nn.Module, changed: tuple[str, ...]) -> None:
         """Decide nothing yet. Only the functions above make handles."""
         self.changed = changed
-        self._module = module
+        # Without its wrappers: torch.compile's cannot be copied within the module that it wraps.
+        self._module = unwrap(module)
         self._call = Call()
         self._entries: tuple[Entry, ...] = ()
 

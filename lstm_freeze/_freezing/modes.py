@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .._model import Tree
-from .fixed_modes import decider_of, is_dropout, is_normalization
+from .fixed_modes import decider_of, is_dropout, is_normalization, is_scripted_normalization
 from .switches import LayerDropoutSwitch, ModeSwitch
 
 
@@ -28,6 +28,18 @@ def norm_switches(
             if ids & (frozen | trainable):
                 decisions.append((ModeSwitch(module, path, decider), not ids & trainable))
     return decisions
+
+
+def free_norms(tree: Tree, frozen: set[int], trainable: set[int]) -> list[str]:
+    """The paths of TorchScript's normalisation layers whose mode cannot be fixed."""
+    found = []
+    for path, module in tree.modules.items():
+        if is_scripted_normalization(module) and (decider := decider_of(tree, path)) is not None:
+            ids = {id(p) for p in decider.parameters()}
+            rest = (p for p in decider.parameters() if id(p) not in frozen)
+            if ids & frozen and not any(p.requires_grad or id(p) in trainable for p in rest):
+                found.append(path)
+    return found
 
 
 def dropout_switches(

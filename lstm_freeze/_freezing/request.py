@@ -9,7 +9,7 @@ from torch import nn
 
 from .._model import Tree
 from .constants import constants, slots_of
-from .modes import dropout_switches, norm_switches
+from .modes import dropout_switches, free_norms, norm_switches
 from .switches import ConstantSwitch, RequiresGrad, Slot, Switch
 
 
@@ -49,6 +49,11 @@ class Request:
     def leaves_trainable(self) -> bool:
         """Whether something in the module will be trainable."""
         return len(self.frozen_afterwards) < len(self.tree.distinct())
+
+    @property
+    def free_norms(self) -> list[str]:
+        """The normalisation layers whose statistics go on moving though they are frozen."""
+        return free_norms(self.tree, *self._ids)
 
     def refuse_unswitchable(self) -> None:
         """Raise ValueError where torch would refuse to set requires_grad, before it is set."""

@@ -68,7 +68,8 @@ def _known_causes(e: Evidence) -> Iterator[str]:
     if e.statistics:
         yield (
             "the running statistics of a normalisation layer that was frozen by requires_grad = "
-            "False move in train(); freeze(...) holds them"
+            "False, or is TorchScript's, move in train(); freeze(...) holds those of other "
+            "modules, and .eval() those of TorchScript's"
         )
     if e.requires_grad:
         yield "requires_grad switched on elsewhere, not by unfreeze(...), so that it trains"

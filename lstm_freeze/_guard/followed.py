@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .._model import Tree
+from .._optimizers import with_inner
 
 
 class FollowedOptimizers:
@@ -28,9 +29,13 @@ class FollowedOptimizers:
         self._names: set[str] = set()  # parameters of the module in the known optimizers
 
     def add(self, optimizers: Iterable[Optimizer]) -> None:
-        """Follow these optimizers, too."""
-        for optimizer in optimizers:
-            self._known.add(optimizer)
+        """Follow these optimizers, too.
+
+        Of a wrapper that is none of torch's only the steps inside it are heard of.
+        """
+        for optimizer in with_inner(optimizers):
+            if isinstance(optimizer, Optimizer):
+                self._known.add(optimizer)
             self._names |= self._names_in(optimizer)
         self._others.clear()
 

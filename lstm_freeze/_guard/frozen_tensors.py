@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
-from .._freezing import decider_of, is_normalization
+from .._freezing import decider_of, is_normalization, is_scripted_normalization
 from .._hashing import bits_of, has_bits, same_bits, tensor_hashes
 from .._model import Tree, join
 from .change import Change
@@ -27,7 +26,7 @@ class FrozenTensors:
         self._module = module
         self._exact = exact
         self._remembered: dict[Key, Remembered] = {}
-        self._links: list[tuple[Mapping[str, Any], str, Any]] = []
+        self._links: list[tuple[Mapping[str, Any], str, Any]] | None = []
 
     def __len__(self) -> int:
         return len(self._remembered)
@@ -39,7 +38,7 @@ class FrozenTensors:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._remembered = {one.key: one for one in state["_remembered"]}
-        self._links = list(self._path_links())
+        self._links = None  # not known yet: a module that keeps its guard is not complete now
 
     def take_all(self) -> None:
         """Remember what is frozen now, and nothing else."""
@@ -115,7 +114,7 @@ class FrozenTensors:
     def _buffers(self, tree: Tree, frozen: Collection[Key]) -> Iterator[Remembered]:
         """The buffers of normalisation layers whose deciding parameters are all among these."""
         for path, module in tree.modules.items():
-            if not (is_normalization(module) or _is_scripted_normalization(module)):
+            if not (is_normalization(module) or is_scripted_normalization(module)):
                 continue
             if (decider := decider_of(tree, path)) is None:
                 continue
@@ -200,9 +199,6 @@ class FrozenTensors:
 
     def _linked(self) -> bool:
         """Whether every remembered parameter is still found where it was."""
-        return all(entry(holder, name) is thing for holder, name, thing in self._links)
-
-
-def _is_scripted_normalization(module: nn.Module) -> bool:
-    """Whether a module is TorchScript's form of a layer that keeps running statistics."""
-    return isinstance(module, torch.jit.ScriptModule) and "running_mean" in module._buffers
+        return self._links is not None and all(
+            entry(holder, name) is thing for holder, name, thing in self._links
+        )

@@ -82,11 +82,12 @@ class FrozenGuard:
         if idle_after is not None:
             idle_after = as_integer(idle_after, "idle_after", least=1)
         self._idle_after = idle_after
-        self._module = module
+        # Without its wrappers: torch.compile's cannot be copied within the module that it wraps.
+        self._module = unwrap(module)
         self._made_at = users_line()
         self.step = 0
         self.checks = 0
-        self._tensors = FrozenTensors(module, exact=mode == "exact")
+        self._tensors = FrozenTensors(self._module, exact=mode == "exact")
         self._begin()
         self.remember()
 
@@ -189,7 +190,7 @@ class FrozenGuard:
         if self._idle_after is not None and self._idle is None:
             self._idle = IdleCounts(self._module, self._idle_after)
         self._take_place()
-        keep_with(self._root, self)
+        keep_with(self._module, self)
         watch_steps(self)
         return self
 
@@ -280,21 +281,17 @@ class FrozenGuard:
         if message:
             warn(message)
 
-    @property
-    def _root(self) -> nn.Module:
-        return unwrap(self._module)
-
     def _leave(self) -> None:
         """Stop following the optimizers, without comparing."""
         stop_watching_steps(self)
-        let_go(self._root, self)
+        let_go(self._module, self)
         self._followed = None
         if self._idle is not None:
             self._idle.stop()
 
     def _take_place(self) -> None:
         """Detach the module's older guards whose optimizers this one follows, too."""
-        for other in attached_to(self._root):
+        for other in attached_to(self._module):
             if other is self or other._in_block or self._in_block:
                 continue
             if self._followed and other._followed and self._followed.covers(other._followed):
@@ -323,7 +320,7 @@ class FrozenGuard:
         when = f", seen {seen} {after}".rstrip().replace("  ", " ") if seen or after else ""
         if counted and step == self.step:
             when += f" (unchanged up to step {self.step - self._uncompared_steps})"
-        others = [other for other in attached_to(self._root) if other is not self]
+        others = [other for other in attached_to(self._module) if other is not self]
         text = message_of(
             changes,
             when,

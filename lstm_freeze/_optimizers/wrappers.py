@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from types import (
+    CellType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any, TypeGuard
 
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 _LIGHTNINGS = {"LightningOptimizer", "_FabricOptimizer"}
+_OTHERS = re.compile(r"^(state|param_groups|defaults|step)$|_hooks$")  # no place of an inner one
+_DEEPEST, _MOST = 4, 10_000  # how deep, and among how many things, a wrapper hides another one
 
 
 def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
@@ -64,23 +77,83 @@ def with_inner(optimizers: Iterable[Optimizer]) -> tuple[Optimizer, ...]:
 
 def innermost(optimizers: Iterable[Optimizer]) -> tuple[Optimizer, ...]:
     """The optimizers that wrap no other; their steps write to parameters."""
-    return tuple(one for one in with_inner(optimizers) if not any(True for _ in _inside(one)))
+    several = with_inner(optimizers)
+    outer = {id(one): index for index, one in enumerate(several)}
+    return tuple(
+        one
+        for index, one in enumerate(several)
+        # One that leads back to what is around it wraps nothing by that.
+        if not any(outer[id(inner)] > index for inner in _inside(one))
+    )
 
 
 def attributes(value: object) -> dict[str, Any]:
     """All attributes of an object, those in slots too."""
-    slots = (name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ()))
-    in_slots = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    in_slots = {
+        name: member.__get__(value)
+        for kind in type(value).__mro__
+        for name, member in vars(kind).items()
+        if isinstance(member, MemberDescriptorType) and hasattr(value, member.__name__)
+    }
     return {**in_slots, **getattr(value, "__dict__", {})}
 
 
 def _inside(optimizer: object) -> Iterator[Optimizer]:
-    for value in attributes(optimizer).values():
-        if isinstance(value, Mapping):
-            several = [*value.values()]
-        else:
-            several = [*value] if isinstance(value, (list, tuple, set)) else [value]
-        yield from (_out_of_lightning(one) for one in several if is_optimizer(one))
+    """The optimizers that an object keeps, at any depth of what it keeps things in.
+
+    Its attributes, containers, functions and plain objects are looked through. Of several
+    optimizers in an object that trains something itself, those count that train some of that.
+    """
+    own = {id(p) for group in _groups_of(optimizer) for p in group["params"]}
+    waiting, seen = [(optimizer, 0)], {id(optimizer)}
+    while waiting:
+        holder, depth = waiting.pop(0)
+        for value in _kept_in(holder):
+            if id(value) in seen or depth > _DEEPEST or len(seen) > _MOST:
+                continue
+            seen.add(id(value))
+            if is_optimizer(value):
+                found = _out_of_lightning(value)
+                held = {id(p) for group in _groups_of(found) for p in group["params"]}
+                if found is not optimizer and (not own or not held or own & held):
+                    yield found
+            elif _may_keep_more(value):
+                waiting.append((value, depth + 1))
+
+
+def _kept_in(holder: Any) -> list[Any]:
+    """What an object keeps; of an optimizer neither its state nor hooks, which are others'."""
+    if isinstance(holder, Mapping):
+        return [*holder.values()]
+    if isinstance(holder, (list, tuple, set, frozenset, deque)):
+        return [*holder]
+    if isinstance(holder, partial):
+        return [holder.func, *holder.args, *holder.keywords.values()]
+    if isinstance(holder, MethodType):
+        return [holder.__self__, holder.__func__]
+    if isinstance(holder, FunctionType):
+        return [cell.cell_contents for cell in holder.__closure__ or () if _is_filled(cell)]
+    return [v for name, v in attributes(holder).items() if not _OTHERS.search(name)]
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is cell.cell_contents
+    except ValueError:
+        return False
+
+
+def _may_keep_more(value: object) -> bool:
+    """Whether an optimizer may be found in it: no number, tensor, module or class."""
+    if isinstance(value, (Tensor, nn.Module, type, ModuleType, str, bytes, int, float)):
+        return False
+    known = (Mapping, list, tuple, set, frozenset, deque, partial, MethodType, FunctionType)
+    return isinstance(value, known) or bool(attributes(value))
+
+
+def _groups_of(optimizer: object) -> Iterable[Any]:
+    groups = getattr(optimizer, "param_groups", ())
+    return groups if isinstance(groups, list) else ()
 
 
 def _steps(item: Any) -> bool:

@@ -68,10 +68,10 @@ def packed_rows(input: PackedSequence, both_directions: bool) -> Rows:
     """A PackedSequence's rows, with the order the reverse direction reads them in."""
     # A copy: the caller may share the sizes' memory with others, and write to it before backward.
     data, batch_sizes = input.data.contiguous(), input.batch_sizes.clone()
+    if not is_traced(data) and (not both_directions or batch_sizes.is_meta):
+        check_packed(data, batch_sizes)
     if both_directions:
         return Rows(data, batch_sizes, reverse_rows(data, batch_sizes))
-    if not is_traced(data):
-        check_packed(data, batch_sizes)
     return Rows(data, batch_sizes)
 
 

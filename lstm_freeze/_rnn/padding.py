@@ -95,6 +95,11 @@ def _integers(lengths: Any) -> list[int]:
         if isinstance(length, bool) or not isinstance(length, numbers.Integral):
             raise ValueError(f"`lengths` must be integers, got lengths[{index}] = {length!r}")
         found.append(int(length))
+        if abs(found[-1]) > torch.iinfo(torch.int64).max:
+            raise ValueError(
+                "`lengths` must be between 1 and the input's steps, got "
+                f"lengths[{index}] = {length}"
+            )
     return found
 
 
@@ -117,8 +122,13 @@ def padded_rows(
     """The packed rows of a padded batch, (T, B, I) or with `batch_first` (B, T, I).
 
     Raises:
-        ValueError: A length is less than 1 or more than T.
+        ValueError: A length is less than 1 or more than T, or no number.
     """
+    if lengths.is_meta and not (input.is_meta or is_fake(input)):
+        raise ValueError(
+            "`lengths` must be numbers, got a tensor on the device 'meta', which holds none, for "
+            f"an input on {input.device}"
+        )
     places, reverse, sizes, order, inverse, steps = _places(input, lengths, batch_first)
     data = _gathered(input, places, steps)
     return (

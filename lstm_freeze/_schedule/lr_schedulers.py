@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.optim import Optimizer, lr_scheduler
 
+from .._optimizers import with_inner
+
 # They compute the next rate from the present one, so they go on from a rate that a phase set.
 GO_ON = (
     lr_scheduler.ConstantLR,
@@ -21,27 +23,54 @@ GO_ON = (
     lr_scheduler.StepLR,
 )
 
+# Of these each next rate is the present one by a factor, so a part of the rate goes on as a part.
+_MULTIPLY = (
+    lr_scheduler.ConstantLR,
+    lr_scheduler.ExponentialLR,
+    lr_scheduler.LinearLR,
+    lr_scheduler.MultiStepLR,
+    lr_scheduler.MultiplicativeLR,
+    lr_scheduler.PolynomialLR,
+    lr_scheduler.StepLR,
+)
+
+
+def adding(schedulers: Iterable[Any]) -> bool:
+    """Whether one of these does more than to multiply the present rate (or may do so)."""
+    return any(type(scheduler) not in _MULTIPLY for scheduler in schedulers)
+
 
 def has_scheduler(group: dict[str, Any]) -> bool:
-    """Whether an LR scheduler was made for a param group: they all leave `initial_lr` in it."""
+    """Whether an LR scheduler was made for a param group, by the `initial_lr` it leaves there."""
     return "initial_lr" in group
 
 
-def schedulers_of(optimizers: Sequence[Optimizer]) -> list[Any]:
-    """The LR schedulers of these optimizers that exist in this process.
+def schedulers_of(optimizers: Sequence[Optimizer], *, marked: bool = True) -> list[Any]:
+    """The LR schedulers of these optimizers, and of those inside them, that exist in this process.
 
     An optimizer has no reference to its schedulers, and a plain loop passes only the optimizer. So
     they are searched among all objects. That takes about a tenth of a second, and is done only at
-    the start of a phase, if a group shows that a scheduler was made for it.
+    the start of a phase.
+
+    Args:
+        optimizers: Whose schedulers.
+        marked: Look only where a group says that a scheduler was made for it. All schedulers leave
+            that mark but ReduceLROnPlateau, which overwrites no rate.
     """
-    if not any(has_scheduler(group) for o in optimizers for group in o.param_groups):
+    if marked and not any(has_scheduler(group) for o in optimizers for group in o.param_groups):
         return []
-    wanted = {id(optimizer) for optimizer in optimizers}
-    return [
-        found
-        for found in gc.get_objects()
-        if _is_scheduler(type(found)) and id(getattr(found, "optimizer", None)) in wanted
-    ]
+    wanted = {id(optimizer) for optimizer in with_inner(optimizers)}
+    return [found for found in _schedulers() if id(getattr(found, "optimizer", None)) in wanted]
+
+
+def is_followed(group: dict[str, Any]) -> bool:
+    """Whether an LR scheduler exists in this process that sets the rate of this very group."""
+    groups = (getattr(getattr(s, "optimizer", None), "param_groups", ()) for s in _schedulers())
+    return any(one is group for several in groups for one in several)
+
+
+def _schedulers() -> list[Any]:
+    return [found for found in gc.get_objects() if _is_scheduler(type(found))]
 
 
 def _is_scheduler(kind: type) -> bool:

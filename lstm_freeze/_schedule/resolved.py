@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from .._cache import PrefixLevels
 from .._freezing import Freeze, sentence_about_constants, set_trainable
 from .._model import Part, Tree, numel
-from .._optimizers import refuse_lbfgs, require_held
+from .._optimizers import innermost, refuse_lbfgs, require_held
 from . import rates, warmup
 from .annealing import Annealing
 from .lr_schedulers import overwriting
@@ -146,6 +146,7 @@ class ResolvedSchedule:
                     *self._moved_by_lbfgs(optimizers),
                     *self._badly_grouped(optimizers),
                     *self._overwritten(lr_schedulers),
+                    *self._unheard(optimizers),
                     *(self._idle_under_amp(optimizers) if scaled else ()),
                 ]
             )
@@ -295,6 +296,16 @@ class ResolvedSchedule:
     def _overwritten(self, schedulers: Iterable[Any]) -> Iterator[str]:
         if self.sets_rates:
             yield from overwriting(schedulers, annealed=self.schedule.annealing is not None)
+
+    def _unheard(self, optimizers: Sequence[Optimizer]) -> Iterator[str]:
+        for optimizer in innermost(optimizers) if self.warms_up else ():
+            if not isinstance(optimizer, Optimizer):
+                kind = type(optimizer)
+                yield (
+                    f"warmup= counts optimizer steps, and {kind.__module__}.{kind.__qualname__} "
+                    "calls no step hooks of torch; leave warmup= out of the phases, or train with "
+                    "a torch.optim.Optimizer"
+                )
 
     def _mark(self, index: int) -> str:
         return rates.phase_mark(self.phases[index].phase, self.schedule.unit)

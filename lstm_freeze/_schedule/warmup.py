@@ -3,8 +3,8 @@
 The whole rate and the number of steps done are kept in the param group, and so in a checkpoint with
 the optimizer's state. Two hooks follow the optimizer's steps. Before a step they set the rate to
 the part for this step. After it they set it to the part for the next step in a plain loop, where
-the user may read the rate between steps. In Lightning, where LR schedulers step between steps, they
-set it to the whole rate.
+the user may read the rate between steps. In Lightning, and beside an LR scheduler that does not
+just multiply the rate it finds, they set it to the whole rate.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 from torch.optim import Optimizer
 
 from .._optimizers import innermost
-from .lr_schedulers import has_scheduler
+from .lr_schedulers import adding, has_scheduler, is_followed, schedulers_of
 
 RATE = "warmup_lr"  # the whole rate
 LENGTH = "warmup_steps"
 DONE = "warmup_done"  # optimizer steps
 SHOWN = "warmup_shown"  # whether `lr` is the part, and not the whole rate
+SCHEDULED = "warmup_scheduled"  # what an LR scheduler was found to do: "adds", "no", "never" (last)
 
 Group = dict[str, Any]
 
@@ -42,7 +43,7 @@ def end(group: Group) -> None:
     """End the warm-up of a group, if there is one, at the whole rate."""
     if RATE in group:
         hide(group)
-        for key in (RATE, LENGTH, DONE, SHOWN):
+        for key in (RATE, LENGTH, DONE, SHOWN, SCHEDULED):
             group.pop(key, None)
 
 
@@ -59,7 +60,7 @@ def follow(optimizers: Sequence[Optimizer], *, show: bool) -> None:
             optimizer.register_step_post_hook(_after_step)
         _shows[optimizer] = show
         for group in optimizer.param_groups:
-            (show_part if show else hide)(group)
+            (show_part if show and group.get(SCHEDULED) != "adds" else hide)(group)
 
 
 def show_part(group: Group) -> None:
@@ -80,9 +81,16 @@ def hide(group: Group) -> None:
     elif present != _as_kept(group, _part(group)):
         # Something else has set it since: an LR scheduler, which went on from the part, or the
         # user's loop, which set the whole rate.
-        group[RATE] = present / _factor(group) if has_scheduler(group) else present
+        group[RATE] = present / _factor(group) if _has_scheduler(group) else present
     set_rate(group, group[RATE])
     group[SHOWN] = False
+
+
+def _has_scheduler(group: Group) -> bool:
+    """Whether an LR scheduler sets the rate of a group, looking again for one made since."""
+    if not has_scheduler(group) and group.get(SCHEDULED) not in ("adds", "never"):
+        group[SCHEDULED] = "adds" if is_followed(group) else "never"
+    return has_scheduler(group) or group.get(SCHEDULED) == "adds"
 
 
 def set_rate(group: Group, rate: float) -> None:
@@ -98,6 +106,11 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if warming and _is_rehearsal(optimizer):
         _rehearsing.add(optimizer)
         return
+    if _shows[optimizer] and any(SCHEDULED not in group for group in warming):
+        # At the first step, since a plain loop may make its scheduler after the phase has begun.
+        found = "adds" if adding(schedulers_of([optimizer], marked=False)) else "no"
+        for group in warming:
+            group.setdefault(SCHEDULED, found)
     for group in warming:
         show_part(group)
 
@@ -111,7 +124,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         group[DONE] += 1
         if group[DONE] >= group[LENGTH]:
             end(group)
-        elif _shows[optimizer]:
+        elif _shows[optimizer] and group.get(SCHEDULED) != "adds":
             show_part(group)
 
 
