@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import loop_native, loop_torch, memory
+from . import factors, loop_native, loop_torch, memory
 from .cell import gate_views, gates_size
 from .rows import Run, blocks_of, bounds, last_rows, previous_rows, runs_of
 from .weights import Gradients, Inputs, State, Weights
@@ -25,6 +25,9 @@ from .weights import Gradients, Inputs, State, Weights
 # The size of a block may change bits of the result (a product over a block may round otherwise than
 # one over all rows), so it depends on shapes alone.
 _BLOCK_BYTES = 8 * 2**20
+
+# In Weights' order: down_ih, up_ih, down_hh and up_hh.
+_FACTORS_OF_GATES = slice(5, 9)
 
 
 def _blocks(inputs: Inputs, batch: int, row_size: int) -> list[list[Run]]:
@@ -178,6 +181,12 @@ def backward(
     for d in active:
         read = _Read(inputs, state, back, d)
         weights[d] = _weight_gradients(read, dhidden[d], dgates[d], wanted.weights[d])
+    asked = [flags[_FACTORS_OF_GATES] for flags in wanted.weights]
+    if any(map(any, asked)):
+        for found, more in zip(
+            weights, factors.of_gates(inputs, state, back, dgates, asked), strict=True
+        ):
+            found[_FACTORS_OF_GATES] = more
     ddata = None
     if wanted.data:
         ddata = (dgates[0] @ directions[0].weight_ih).view(data.shape)
@@ -223,51 +232,19 @@ def _weight_gradients(
     """The gradients of one direction in Weights' order: from those of its rows, (N, P) and (N, 4H).
 
     Each weight has multiplied some rows, so its gradient is a product of two matrices with N rows.
+    Those of the factors of weight_ih and weight_hh are left out.
     """
-    ih, hh, bias_ih, bias_hh, hr, *factors = wanted
-    *_, down_ih, up_ih, down_hh, up_hh, down_hr, up_hr = read.inputs.directions[read.direction]
-    x = read.by_weight_ih() if ih or any(factors[:2]) else None
-    h = read.by_weight_hh() if hh or any(factors[2:4]) else None
-    m = read.by_weight_hr() if hr or any(factors[4:]) else None
+    ih, hh, bias_ih, bias_hh, hr, *updates = wanted
+    of_hr = updates[4:]
+    *_, down_hr, up_hr = read.inputs.directions[read.direction]
+    m = read.by_weight_hr() if hr or any(of_hr) else None
     bias = dgates.sum(0) if bias_ih or bias_hh else None
-    of_factors = [
-        *_factor_gradients(dgates, ((x, down_ih, up_ih), (h, down_hh, up_hh))),
-        *_factor_gradients(dh, ((m, down_hr, up_hr),)),
-    ]
     return [
-        None if x is None or not ih else dgates.t() @ x,
-        None if h is None or not hh else dgates.t() @ h,
+        dgates.t() @ read.by_weight_ih() if ih else None,
+        dgates.t() @ read.by_weight_hh() if hh else None,
         bias if bias_ih else None,
         (bias.clone() if bias_ih else bias) if bias is not None and bias_hh else None,
         None if m is None or not hr else dh.t() @ m,
-        *(grad if asked else None for grad, asked in zip(of_factors, factors, strict=True)),
+        *([None] * 4),
+        *([None] * 2 if m is None else factors.of_projection(m, down_hr, up_hr, dh, of_hr)),
     ]
-
-
-def _factor_gradients(
-    grad: Tensor, weights: Sequence[tuple[Tensor | None, Tensor | None, Tensor | None]]
-) -> list[Tensor | None]:
-    """The gradients of the factors `down` and `up` of weights whose products were summed.
-
-    `grad` is that of the sums, (N, out). `weights` has for each weight the rows that it has
-    multiplied, (N, in), where gradients are wanted, and its factors. The products have N rows as
-    wide as the ranks, and `grad` is read twice for all weights together. The gradient of a whole
-    weight, (out, in), is never made.
-    """
-    here = [
-        (k, rows, down, up)
-        for k, (rows, down, up) in enumerate(weights)
-        if rows is not None and down is not None and up is not None
-    ]
-    found: list[Tensor | None] = [None] * (2 * len(weights))
-    if not here:
-        return found
-    ranks = [len(down) for _, _, down, _ in here]
-    ups = torch.cat([up for *_, up in here], 1)
-    narrow = torch.cat([rows @ down.t() for _, rows, down, _ in here], 1)
-    for_down = torch.split(grad @ ups, ranks, 1)
-    for_up = torch.split(narrow.t() @ grad, ranks)
-    for (k, rows, *_), low, high in zip(here, for_down, for_up, strict=True):
-        found[2 * k] = low.t() @ rows
-        found[2 * k + 1] = high.t().clone(memory_format=torch.contiguous_format)
-    return found
