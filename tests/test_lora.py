@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from _oracle import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 from lstm_freeze import (
     BiLSTM,
@@ -28,7 +29,7 @@ from lstm_freeze import (
     status,
     unfreeze,
 )
-from lstm_freeze._recurrence import layer, loop_native
+from lstm_freeze._recurrence import factors, loop_native, operator
 
 RANK = 3
 
@@ -219,14 +220,14 @@ def test_merge_computes_the_same_and_gives_back_what_trained(options):
 
 
 def test_no_gradient_of_the_size_of_a_weight_is_formed(monkeypatch):
-    shapes, real = [], layer._weight_gradients
+    shapes, real = [], operator.backward
 
     def spy(*arguments):
-        made = real(*arguments)
-        shapes.extend(tuple(g.shape) for g in made if g is not None)
-        return made
+        *others, made = real(*arguments)
+        shapes.extend(tuple(g.shape) for side in made for g in side if g is not None)
+        return *others, made
 
-    monkeypatch.setattr(layer, "_weight_gradients", spy)
+    monkeypatch.setattr(operator, "backward", spy)
     lstm = BiLSTM(I, 8, proj_size=2, bias=False)
     add_lora(lstm, rank=1)
     lstm(torch.randn(5, 4, I))[0].sum().backward()
@@ -235,6 +236,52 @@ def test_no_gradient_of_the_size_of_a_weight_is_formed(monkeypatch):
     unfreeze(lstm)
     lstm(torch.randn(5, 4, I))[0].sum().backward()
     assert {(32, I), (32, 2), (2, 8)} < set(shapes)
+
+
+def gradients_of_factors(lstm, x):
+    lstm.zero_grad()
+    output = lstm(x)[0]
+    (output if isinstance(output, torch.Tensor) else output.data).square().sum().backward()
+    return {n: p.grad for n, p in lstm.named_parameters() if "lora" in n and p.grad is not None}
+
+
+@pytest.mark.parametrize("proj", [0, 24])
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_freezing_factors_changes_no_bit_of_the_other_gradients(packed, proj):
+    torch.manual_seed(0)
+    lstm = BiLSTM(40, 48, num_layers=2, proj_size=proj)
+    add_lora(lstm, rank=1)  # a product with one column takes another path than one with two
+    randomize(lstm)
+    x = torch.randn(60, 16, 40)  # more rows than one block has
+    if packed:
+        x = pack_padded_sequence(x, torch.arange(60, 44, -1))
+    everything = gradients_of_factors(lstm, x)
+    for targets in (
+        ["*_lora_A"],
+        ["*_lora_B"],
+        ["*_ih_*_lora_*"],
+        ["*_hh_*_lora_*"],
+        ["*_reverse_lora_*"],
+        ["*_ih_*_lora_A", "*_reverse_lora_B"],
+    ):
+        names = [n for n in everything if any(fnmatch(n, target) for target in targets)]
+        with freeze(lstm, names):
+            left = gradients_of_factors(lstm, x)
+        assert left.keys() == everything.keys() - names
+        assert bits(left.values()) == bits(everything[name] for name in left), targets
+
+
+def test_blocks_of_rows_give_the_gradients_of_all_rows(monkeypatch):
+    torch.manual_seed(0)
+    lstm = BiLSTM(I, 8, num_layers=2, proj_size=3, dtype=torch.float64)
+    add_lora(lstm, rank=2)
+    randomize(lstm)
+    x = torch.randn(7, 4, I, dtype=torch.float64)
+    whole = gradients_of_factors(lstm, x)
+    monkeypatch.setattr(factors, "_BLOCK_BYTES", 5 * 32 * 8)  # five rows of 32 gates
+    in_blocks = gradients_of_factors(lstm, x)
+    assert len(whole) == 24
+    torch.testing.assert_close(in_blocks, whole, rtol=1e-12, atol=1e-12)
 
 
 def test_factors_that_are_frozen_get_no_gradient_and_the_base_may_train_beside_them():

@@ -111,7 +111,7 @@ def _parts(columns: Tensor | None, ups: Maybe) -> Found:
     """The columns of each factor; None where there is none."""
     if columns is None:
         return [None] * len(ups)
-    parts = iter(columns.split([up.shape[1] for up in ups if up is not None], 1))
+    parts = iter(torch.split(columns, [up.shape[1] for up in ups if up is not None], 1))
     return [None if up is None else next(parts) for up in ups]
 
 
@@ -147,7 +147,8 @@ def _in_order(x: Tensor | None, inputs: Inputs, back: Tensor, direction: int) ->
     """Rows (N, r) from the input's order to the direction's, or the other way round."""
     if x is None or not direction:
         return x
-    return x.unflatten(0, inputs.data.shape[:-1]).index_select(0, back).flatten(0, -2)
+    steps = x.view(*inputs.data.shape[:-1], x.shape[1])
+    return steps.index_select(0, back).view(x.shape)
 
 
 def _hidden_by_down(

@@ -30,11 +30,27 @@ def backward_flops(inputs: Inputs, state: State, wanted: Wanted) -> int:
         asked = dict(zip(Weights._fields, wanted.weights[d], strict=True))
         for kind, size in (("ih", ih), ("hh", hh), ("hr", hr)):
             found += rows * size if asked[f"weight_{kind}"] else 0
-            down, up = getattr(weights, f"down_{kind}"), getattr(weights, f"up_{kind}")
-            if asked[f"down_{kind}"] or asked[f"up_{kind}"]:
-                found += 2 * rows * (_size(down) + _size(up))
+    found += _of_factors(inputs, rows, batch, wanted)
     again = forward_flops(inputs) if state.gates.numel() == 0 else 0
     return 2 * found + again
+
+
+def _of_factors(inputs: Inputs, rows: int, batch: int, wanted: Wanted) -> int:
+    """The products for the updates' gradients, which `factors` makes for all of a direction."""
+    found = 0
+    asked = [dict(zip(Weights._fields, flags, strict=True)) for flags in wanted.weights]
+    all_hidden = rows if inputs.batch_sizes is None else rows + batch
+    for w, flags in zip(inputs.directions, asked, strict=True):
+        ups = _size(w.up_ih) + _size(w.up_hh)
+        if flags["up_ih"] or flags["up_hh"]:
+            found += all_hidden * _size(w.down_hh) + rows * ups
+        if flags["down_ih"] or flags["down_hh"]:
+            found += rows * ups
+        found += all_hidden * _size(w.down_hh) if flags["down_hh"] else 0
+        of_hr = flags["down_hr"] + flags["up_hr"]
+        found += of_hr * rows * (_size(w.down_hr) + _size(w.up_hr))
+    of_input = [flags["down_ih"] for flags in asked], [f["up_ih"] or f["up_hh"] for f in asked]
+    return found + sum(map(any, of_input)) * rows * sum(_size(w.down_ih) for w in inputs.directions)
 
 
 def _matrices(weights: Weights) -> tuple[int, int, int]:
