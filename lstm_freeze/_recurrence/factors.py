@@ -160,7 +160,7 @@ def _hidden_by_down(
     hidden, N = state.hidden[direction], state.gates.shape[1]
     if inputs.batch_sizes is None:
         return hidden[:N] @ down.t()
-    before = previous_rows(inputs.batch_sizes, N).to(hidden.device)
+    before = previous_rows(inputs.batch_sizes, N, hidden.device)
     return (hidden @ down.t()).index_select(0, before)
 
 
@@ -169,5 +169,5 @@ def _hidden_by_low(inputs: Inputs, state: State, direction: int, low: Tensor) ->
     hidden, N = state.hidden[direction], state.gates.shape[1]
     if inputs.batch_sizes is None:
         return low.t() @ hidden[:N]
-    before = previous_rows(inputs.batch_sizes, N).to(hidden.device)
+    before = previous_rows(inputs.batch_sizes, N, hidden.device)
     return low.new_zeros(len(hidden), low.shape[1]).index_copy_(0, before, low).t() @ hidden
