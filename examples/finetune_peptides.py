@@ -353,7 +353,7 @@ def _cell(comparison: Comparison, name: str) -> str:
     if row.best:
         return f"{mean}\nbest"
     low, high = row.interval
-    return f"{mean}\n{100 * row.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{mean}\n{100 * row.difference:+.1f}\n({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def draw(found: dict[int, Comparison], path: Path) -> None:
@@ -390,7 +390,7 @@ def draw(found: dict[int, Comparison], path: Path) -> None:
     axes.grid(axis="y", color="#E4E4E4")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=2, handlelength=4, loc="lower right")
+    figure.legend(frameon=False, ncols=3, handlelength=4, loc="outside lower center")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
