@@ -216,14 +216,16 @@ def load_data(task: str = "anticancer") -> Data:
     return Data(residues, lengths, labels, of_family, mean=task == "anticancer")
 
 
-def few_labelled(data: Data, size: int, splits: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def few_labelled(
+    data: Data, size: int, splits: int, seed: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Folds of families, each tested on once; `size` of the other peptides are labelled."""
     labels = data.labels.numpy()
-    folds = StratifiedGroupKFold(splits, shuffle=True, random_state=0)
+    folds = StratifiedGroupKFold(splits, shuffle=True, random_state=seed)
     pairs = []
     for number, (others, test) in enumerate(folds.split(labels, labels, data.families)):
         # The labelled ones of a smaller size are among those of a larger one.
-        order = np.random.default_rng(number).permutation(others)
+        order = np.random.default_rng(1000 * seed + number).permutation(others)
         ones = round(size * labels.mean())
         ones_first = [order[labels[order] == 1][:ones], order[labels[order] == 0][: size - ones]]
         pairs.append((np.concatenate(ones_first), test))
@@ -237,6 +239,7 @@ class Job(NamedTuple):
     splits: int
     methods: list[str]
     epochs: int
+    seed: int = 0
 
 
 class Found(NamedTuple):
@@ -251,7 +254,7 @@ def compared(job: Job, data: Data, progress: Callable[[int, int], None] | bool =
     """Compare two methods, then all; a folder keeps the scores, so nothing is trained twice."""
     torch.set_num_threads(1)  # the encoder is too small for more to help
     study = Study(data, job.epochs)
-    splits = few_labelled(data, job.size, job.splits)
+    splits = few_labelled(data, job.size, job.splits, job.seed)
     found: list[Comparison | None] = [None]
     with tempfile.TemporaryDirectory() as folder:
         for names in stages(job):
@@ -263,6 +266,7 @@ def compared(job: Job, data: Data, progress: Callable[[int, int], None] | bool =
                     labels=data.labels.numpy(),
                     groups=data.families.numpy(),
                     inner=2,
+                    seed=job.seed,
                     folder=folder,
                     progress=progress,
                 )
@@ -423,11 +427,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--epochs", type=_positive, help=f"epochs a training (default: {PASSES} / labelled)"
     )
     parser.add_argument(
+        "--seed", type=int, default=0, help="draws other folds and trainings (default: 0)"
+    )
+    parser.add_argument(
         "--out", type=Path, default=Path("out"), help="folder for the figure (default: out)"
     )
     options = parser.parse_args(arguments)
     if options.splits < 2:
         parser.error("argument --splits: must be at least 2, got 1")
+    if options.seed < 0:
+        parser.error(f"argument --seed: must not be negative, got {options.seed}")
     console = Console()
     began = time.perf_counter()
     data = load_data(options.task)
@@ -436,7 +445,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{len(data.families.unique())} families (80% identity; at most {OF_A_FAMILY} of each)."
     )
     jobs = [
-        Job(size, options.splits, options.method, options.epochs or max(1, PASSES // size))
+        Job(
+            size,
+            options.splits,
+            options.method,
+            options.epochs or max(1, PASSES // size),
+            options.seed,
+        )
         for size in sorted(set(options.labelled))
     ]
     results = run(jobs, data, console)

@@ -121,6 +121,8 @@ def test_the_demo_takes_at_most_ten_peptides_of_a_family(anticancer):
 
 def test_labelled_peptides_grow_and_share_no_family_with_the_test(anticancer):
     splits = [finetune_peptides.few_labelled(anticancer, size, 8) for size in (25, 50, 100)]
+    others = finetune_peptides.few_labelled(anticancer, 25, 8, seed=1)
+    assert any(list(a[1]) != list(b[1]) for a, b in zip(splits[0], others, strict=True))
     tested = []
     for pairs in zip(*splits, strict=True):
         few, more, most = (set(train.tolist()) for train, _ in pairs)
@@ -221,6 +223,7 @@ def test_demo_prints_its_tables_and_draws_its_figure(
     [
         (["--splits", "0"], "--splits: must be at least 1, got 0"),
         (["--splits", "1"], "--splits: must be at least 2, got 1"),
+        (["--seed", "-1"], "--seed: must not be negative, got -1"),
         (["--epochs", "many"], "--epochs: invalid"),
         (["--method", "best"], "invalid choice: 'best'"),
         (["--task", "other"], "invalid choice: 'other'"),
