@@ -28,7 +28,7 @@ import lstm_freeze.callbacks
 installed = Path(sys.argv[1])
 assert Path(lstm_freeze.__file__).is_relative_to(installed), lstm_freeze.__file__
 assert Path(lstm_freeze.callbacks.__file__).is_relative_to(installed)
-assert len(lstm_freeze.callbacks.__all__) == 5
+assert len(lstm_freeze.callbacks.__all__) == 7
 lstm = lstm_freeze.BiLSTM(4, 8, num_layers=2)
 lstm_freeze.freeze(lstm, layers=[0])
 lstm(torch.randn(3, 2, 4))[0].sum().backward()
@@ -124,9 +124,9 @@ def test_wheel_holds_every_file_of_the_folders(wheel):
     packed = {name for name in names if ".dist-info/" not in name and not is_extension(name)}
     folders = {"lstm_freeze": "lstm_freeze", "callbacks": "lstm_freeze/callbacks"}
     expected = {
-        f"{target}/{path.name}"
+        f"{target}/{path.relative_to(ROOT / folder).as_posix()}"
         for folder, target in folders.items()
-        for path in (ROOT / folder).iterdir()
+        for path in (ROOT / folder).rglob("*")
         if path.is_file() and path.suffix not in {".pyc", ".so", ".pyd"}
     }
     assert packed == expected
@@ -182,8 +182,8 @@ def test_wheel_holds_the_extensions_where_they_can_be_compiled(wheel):
     extensions = [name for name in zipfile.ZipFile(wheel).namelist() if is_extension(name)]
     if shutil.which(compiler) and headers.exists():
         assert sorted(name.split(".")[0] for name in extensions) == [
-            "lstm_freeze/_recurrence/_timeloop",
             "lstm_freeze/_hashing/_words",
+            "lstm_freeze/_recurrence/_timeloop",
         ]
     else:
         assert not extensions
@@ -197,7 +197,7 @@ def test_without_a_compiler_the_package_installs_and_works(wheel, tmp_path, monk
     target = tmp_path / "site"
     pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(target))
     run(*pip, str(sdist), cwd=tmp_path)
-    assert not list((target / "lstm_freeze").glob("*.so"))
+    assert not list((target / "lstm_freeze").rglob("*.so"))
     report = "import lstm_freeze; print(lstm_freeze.show_config())"
     answer = run(sys.executable, "-c", SMOKE + report, str(target), cwd=tmp_path)
     assert "torch (the extension lstm_freeze._recurrence._timeloop is not built)\n" in answer

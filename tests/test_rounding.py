@@ -64,6 +64,10 @@ def error(found, expected):
     )
 
 
+def finite(found):
+    return all(bool(x.isfinite().all()) for x in found)
+
+
 def errors(cases, seed, change=lambda lstm: lstm):
     """For outputs and gradients, each case's errors: nn.LSTM's, BiLSTM's, and between the two."""
     draw, outputs, gradients = random.Random(seed), [], []
@@ -73,7 +77,10 @@ def errors(cases, seed, change=lambda lstm: lstm):
         exact = results(lstm, x, torch.float64)
         theirs, ours = (results(m, x, torch.float32) for m in (lstm, BiLSTM.from_lstm(lstm)))
         for kept, e, a, b in zip((outputs, gradients), exact, theirs, ours, strict=True):
-            kept.append((error(a, e), error(b, e), error(b, a)))
+            if finite(a):
+                kept.append((error(a, e), error(b, e), error(b, a)))
+            else:  # large weights overflow float32, and then in both
+                assert not finite(b)
     return outputs, gradients
 
 

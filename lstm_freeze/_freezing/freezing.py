@@ -18,6 +18,7 @@ from .._model import (
     as_targets,
     can_train,
     names_of_groups,
+    reshard,
     resolve,
     select_in,
 )
@@ -235,6 +236,7 @@ def set_trainable(
         dropout: `"keep"` or `"off"`.
         warns: Whether to warn if nothing is left that trains.
     """
+    reshard(module)  # the tree may be older than a forward pass that left gathered weights
     optimizers = as_optimizers(optimizer)
     request = Request(
         tree, frozen, {n: p for n, p in trainable.items() if can_train(p)}, named or {}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._model import Tree, rewrite, unwrap
+from .._model import Tree, reshard, rewrite, unwrap
 from .listeners import announce_change, announce_unfreezing
 from .status import status
 from .switches import RequiresGrad, Switch
@@ -58,6 +58,7 @@ class Freeze:
             FrozenWeightsChanged: An attached FrozenGuard finds that something that may become
                 trainable has changed. Nothing was undone; a second call undoes.
         """
+        reshard(self._module)
         self._tell_before()
         self._undo()
 

@@ -20,6 +20,7 @@ from .tree import can_train as can_train
 from .tree import inner_name as inner_name
 from .tree import join as join
 from .tree import numel as numel
+from .tree import reshard as reshard
 from .tree import rewrite as rewrite
 from .tree import runs_fused as runs_fused
 from .tree import unwrap as unwrap
