@@ -19,15 +19,25 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
 
-def _look_up(dotted: str) -> Any:
-    """The object of a dotted name inside torch; None where this torch does not have it."""
-    place, _, name = f"torch.{dotted}".rpartition(".")
+def _owner(place: str) -> Any:
+    """The module or class of torch with this dotted name; None where torch does not have it."""
     # A function may hide the module of its name: torch.nn.utils.spectral_norm.
     try:
-        owner = sys.modules.get(place) or attrgetter(place.removeprefix("torch."))(torch)
-        return getattr(owner, name)
+        return sys.modules.get(f"torch.{place}") or attrgetter(place)(torch)
     except AttributeError:
         return None
+
+
+# Those of the names that every call of a BiLSTM asks for, found once.
+_OWNERS = {
+    place: _owner(place) for place in ("_C", "_C._functorch", "_subclasses", "autograd.forward_ad")
+}
+
+
+def _look_up(dotted: str) -> Any:
+    """The object of a dotted name inside torch; None where this torch does not have it."""
+    place, _, name = dotted.rpartition(".")
+    return getattr(_OWNERS.get(place) or _owner(place), name, None)
 
 
 _NORM_BASE = "nn.modules.batchnorm._NormBase"
@@ -105,6 +115,15 @@ def functions_are_transformed() -> bool:
     """Whether torch.func is at work; without the name: no, and torch raises in such a call."""
     asks = _look_up("_C._are_functorch_transforms_active")
     return asks is not None and bool(asks())
+
+
+def dispatch_is_watched() -> bool:
+    """Whether a mode watches torch's operators, as a counter of FLOPs does; without the name: yes.
+
+    Then each layer is one operator that such a mode sees, which costs a small call some time.
+    """
+    asks = _look_up("_C._len_torch_dispatch_stack")
+    return asks is None or bool(asks())
 
 
 def steps_around(frame: FrameType) -> Iterator[object]:

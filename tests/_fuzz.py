@@ -13,11 +13,13 @@ import random
 import sys
 
 import torch
+from _loops import LOOPS, on_loop
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from lstm_freeze import BiLSTM
 from lstm_freeze._recurrence import loop_native
 
+USABLE = LOOPS if loop_native._extension is not None else LOOPS[:1]
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.complex64)
 
@@ -43,7 +45,7 @@ class Case:
         self.dtype = self.module.weight_ih_l0.dtype
         self.numbers, self.x = None, self.leaf()
         self.hx = self.states() if draw.random() < 0.4 else None
-        self.native = draw.random() < 0.7 and loop_native._extension is not None
+        self.loop = draw.choice(USABLE)
         twin = copy.deepcopy(self.module), copy.deepcopy(self.x), copy.deepcopy(self.hx)
         self.expected = self.gradients(*twin, self.run(*twin))
 
@@ -78,7 +80,7 @@ class Case:
         return [*self.module.parameters(), self.data, *(self.hx or ())]
 
     def run(self, module, x, hx):
-        with loop_native.switched(self.native):
+        with on_loop(self.loop):
             output, states = module(x, hx)
         return [output.data if isinstance(x, PackedSequence) else output, *states]
 
@@ -148,7 +150,7 @@ def strides_changed(case):
 
 
 def loop_switched(case):
-    case.native = not case.native and loop_native._extension is not None
+    case.loop = USABLE[USABLE.index(case.loop) - 1]
     return True
 
 
@@ -210,7 +212,7 @@ def play(case, change, hooked):
         case.outputs = case.run(case.module, case.x, case.hx)
     must = change(case) and (not hooked or hooks.right)
     try:
-        with loop_native.switched(case.native):
+        with on_loop(case.loop):
             found = case.gradients(case.module, case.x, case.hx, case.outputs)
     except ERRORS:
         if must:

@@ -6,21 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from _loops import LOOPS, on_loop
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lstm_freeze import BiLSTM
-from lstm_freeze._recurrence import loop_native
 from lstm_freeze._recurrence.agreement import is_there
 
 T, B, I, H = 5, 3, 6, 70  # noqa: E741  (the house's letters for shapes)
 
 
-@pytest.fixture(params=["torch", "native"], autouse=True)
+@pytest.fixture(params=LOOPS, autouse=True)
 def loop(request):
-    if request.param == "native" and loop_native._extension is None:
-        pytest.skip("the extension is not built here")
-    with loop_native.switched(request.param == "native"):
+    with on_loop(request.param):
         yield request.param
 
 

@@ -29,6 +29,8 @@ from torch.nn.utils.rnn import (
     pad_packed_sequence,
 )
 
+pytestmark = pytest.mark.usefixtures("with_and_without_small_layers")
+
 WIDE = {"num_layers": 2, "bidirectional": True}
 BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 BOTH_ORDERS = pytest.mark.parametrize("batch_first", [False, True], ids=["time", "batch"])

@@ -29,6 +29,8 @@ from _oracle import (
 )
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("with_and_without_small_layers")
+
 DENSE = Case(2, True, True, False, P, torch.float32, "dense", True)
 FORMS = pytest.mark.parametrize("form", ["dense", "unbatched", "packed", "packed_unsorted"])
 BOTH_SIZES = pytest.mark.parametrize("proj_size", [0, P], ids=["P0", f"P{P}"])

@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
+from _loops import LOOPS, on_loop
 from torch.autograd.gradcheck import GradcheckError
 from torch.nn.utils.rnn import pack_sequence
 
-from lstm_freeze._recurrence import loop_native, loop_torch
+from lstm_freeze._recurrence import loop_torch
 from lstm_freeze._recurrence.equations import equations
 from lstm_freeze._recurrence.operator import run_layer
 from lstm_freeze._recurrence.rows import reverse_rows
@@ -20,11 +21,9 @@ ALL = list(itertools.product((1, 2), (False, True), (False, True), FORMS, (False
 IDS = [f"D{d}{'-bias' * b}{'-proj' * p}-{form}{'-hx' * hx}" for d, b, p, form, hx in ALL]
 
 
-@pytest.fixture(params=["torch", "native"])
+@pytest.fixture(params=LOOPS)
 def arithmetic(request):
-    if request.param == "native" and loop_native._extension is None:
-        pytest.skip("the extension is not built here")
-    with loop_native.switched(request.param == "native"):
+    with on_loop(request.param):
         yield request.param
 
 

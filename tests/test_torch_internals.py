@@ -24,6 +24,7 @@ HIDDEN = [
     "_subclasses.FakeTensor",
     "autograd.forward_ad._current_level",
     "_C._are_functorch_transforms_active",
+    "_C._len_torch_dispatch_stack",
 ]
 TAKE = """
 place, _, name = "torch.{name}".rpartition(".")

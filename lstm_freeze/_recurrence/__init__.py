@@ -1,6 +1,7 @@
 """One LSTM layer over time: rows, weights, loops, and the operator that autograd sees."""
 
 from .agreement import check_is_there as check_is_there
+from .agreement import check_steps as check_steps
 from .cell import parameter_shapes as parameter_shapes
 from .loop_native import which_loop as which_loop
 from .memory import release_memory as release_memory

@@ -123,6 +123,8 @@ INLINE float hyperbolic_tangent(float x, int fused) {
 
 /* ---- what a call is given ------------------------------------------------------------------- */
 
+#define GATES 4 /* input, forget, cell and output, in this order */
+
 /* Where an operand (D, rows, F) lies: rows are dense, `direction` floats lie between directions. */
 typedef struct {
     float *data;
@@ -200,6 +202,7 @@ typedef struct {
     void (*pack)(const Packing *, int64_t);
     void (*forward)(const Forward *, int64_t, int64_t, int64_t);
     void (*backward)(const Backward *, int64_t, int64_t, int64_t);
+    void (*project)(const float *, int64_t, int64_t, const float *, float *, int64_t);
 } Level;
 
 #if defined(__aarch64__)
@@ -237,7 +240,8 @@ typedef struct {
 #include "_timeloop_level.h"
 #endif
 
-#define LEVEL_ENTRY(level, lanes) {#level, lanes, pack_##level, forward_##level, backward_##level}
+#define LEVEL_ENTRY(level, lanes)                                                                  \
+    {#level, lanes, pack_##level, forward_##level, backward_##level, project_##level}
 
 static const Level LEVELS[] = {
 #if defined(__aarch64__)
@@ -264,6 +268,8 @@ static int usable_levels(void) {
 }
 
 static const Level *current;
+
+#include "_small.h"
 
 /* ---- threads ------------------------------------------------------------------------------- */
 
@@ -375,6 +381,24 @@ static PyObject *backward(PyObject *module, PyObject *const *args, Py_ssize_t co
     Py_RETURN_NONE;
 }
 
+static PyObject *layer_forward(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    LayerForward job;
+    int64_t threads;
+    (void)module;
+    if (read_call(args, count, &job, sizeof job, &threads) < 0)
+        return NULL;
+    return run_layer(&job.layer, forward_layer, &job);
+}
+
+static PyObject *layer_backward(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    LayerBackward job;
+    int64_t threads;
+    (void)module;
+    if (read_call(args, count, &job, sizeof job, &threads) < 0)
+        return NULL;
+    return run_layer(&job.layer, backward_layer, &job);
+}
+
 static PyObject *lanes(PyObject *module, PyObject *none) {
     (void)module;
     (void)none;
@@ -417,6 +441,10 @@ static PyMethodDef METHODS[] = {
     {"forward", (PyCFunction)(void (*)(void))forward, METH_FASTCALL, "forward(threads, job, owners)"},
     {"backward", (PyCFunction)(void (*)(void))backward, METH_FASTCALL,
      "backward(threads, job, owners)"},
+    {"layer_forward", (PyCFunction)(void (*)(void))layer_forward, METH_FASTCALL,
+     "layer_forward(threads, job, owners)"},
+    {"layer_backward", (PyCFunction)(void (*)(void))layer_backward, METH_FASTCALL,
+     "layer_backward(threads, job, owners)"},
     SHARE_THREADS,
     MEMORY_METHODS,
     {"lanes", lanes, METH_NOARGS, "The columns of a panel."},
@@ -429,7 +457,7 @@ static int start(PyObject *module) {
     current = &LEVELS[usable_levels() - 1];
     /* Counts the changes of the calls above: an extension left over from another version of the
      * package must not be called. */
-    return PyModule_AddIntConstant(module, "INTERFACE", 2);
+    return PyModule_AddIntConstant(module, "INTERFACE", 3);
 }
 
 static PyModuleDef_Slot SLOTS[] = {

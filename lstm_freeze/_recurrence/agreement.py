@@ -27,9 +27,15 @@ def check_inputs(inputs: Inputs) -> None:
         )
     if batch_sizes is not None:
         check_packed(data, batch_sizes)
-    elif data.shape[0] == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN, got 0")
+    else:
+        check_steps(data)
     _check(inputs, _inputs_and_shapes(inputs))
+
+
+def check_steps(data: Tensor) -> None:
+    """Raises where dense data (T, B, I) have no step."""
+    if data.shape[0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN, got 0")
 
 
 def check_state(inputs: Inputs, state: State) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .layer import Wanted
-from .weights import Inputs, State, Weights
+from .weights import Inputs, State, Wanted, Weights
 
 
 def forward_flops(inputs: Inputs) -> int:

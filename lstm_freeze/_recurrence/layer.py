@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import factors, loop_native, loop_torch, memory
+from . import factors, loop_native, loop_torch, memory, small
 from .cell import gate_views, gates_size
 from .rows import Run, blocks_of, bounds, last_rows, previous_rows, runs_of
-from .weights import Gradients, Inputs, State, Weights
+from .weights import Gradients, Inputs, State, Wanted, Weights
 
 # A block's gates should stay in cache between the input projection and the steps that read them.
 # The size of a block may change bits of the result (a product over a block may round otherwise than
@@ -36,7 +36,7 @@ def _blocks(inputs: Inputs, batch: int, row_size: int) -> list[list[Run]]:
     return blocks_of(runs, max(1, _BLOCK_BYTES // (row_size * inputs.data.element_size())))
 
 
-def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State]:
+def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State | None]:
     """One layer over time; with `keep`, also what the backward pass needs.
 
     `keep` must not change a bit of the result.
@@ -44,6 +44,8 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State]:
     memory.pass_by()
     data, batch_sizes, reverse, h0, c0, given = inputs
     directions = [weights.merged(_added) for weights in given]
+    if small.applies(inputs):
+        return small.forward(inputs, directions, keep)
     D, H, P = len(directions), directions[0].hidden_size, directions[0].state_size
     batch = inputs.batch
     rows = data.flatten(0, -2)
@@ -74,7 +76,7 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State]:
     for d in range(D):
         side, out = hidden[d, batch:].view(*data.shape[:-1], P), output[..., d * P : (d + 1) * P]
         _picked(side, back, out) if d else out.copy_(side)
-    return output, h_n, c_n, state
+    return output, h_n, c_n, state if keep else None
 
 
 def _added(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -104,22 +106,6 @@ def _project(rows: Tensor, w: Weights, out: Tensor) -> None:
         torch.mm(rows, w.weight_ih.t(), out=out)
     else:
         torch.addmm(w.bias_ih + w.bias_hh, rows, w.weight_ih.t(), out=out)
-
-
-class Wanted(NamedTuple):
-    """Which gradients of one layer are asked for; `weights` per direction, in Weights' order."""
-
-    data: bool
-    h0: bool
-    c0: bool
-    weights: tuple[tuple[bool, ...], ...]
-
-    def directions(self) -> range:
-        """The directions whose time loop must be walked back."""
-        if self.data or self.h0 or self.c0:
-            return range(len(self.weights))
-        asked = [d for d, kinds in enumerate(self.weights) if any(kinds)]
-        return range(asked[0], asked[-1] + 1)
 
 
 def _gate_gradients(
@@ -169,6 +155,9 @@ def backward(
     # The gradient of the input alone reads weight_ih.
     used = given if wanted.data else [w._replace(down_ih=None, up_ih=None) for w in given]
     directions = [weights.merged(_added) for weights in used]
+    asked = [flags[_FACTORS_OF_GATES] for flags in wanted.weights]
+    if not any(map(any, asked)) and small.applies(inputs):
+        return small.backward(grads, inputs, directions, state, wanted)
     active = wanted.directions()
     N = state.gates.shape[1]
     batch = state.hidden.shape[1] - N
@@ -181,7 +170,6 @@ def backward(
     for d in active:
         read = _Read(inputs, state, back, d)
         weights[d] = _weight_gradients(read, dhidden[d], dgates[d], wanted.weights[d])
-    asked = [flags[_FACTORS_OF_GATES] for flags in wanted.weights]
     if any(map(any, asked)):
         for found, more in zip(
             weights, factors.of_gates(inputs, state, back, dgates, asked), strict=True

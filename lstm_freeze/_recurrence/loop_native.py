@@ -25,7 +25,7 @@ from .cell import GATES, gates_size
 from .rows import Run
 from .weights import Gradients, State, Weights
 
-_INTERFACE = 2  # the version of the extension's functions that this file calls
+_INTERFACE = 3  # the version of the extension's functions that this file calls
 
 try:
     from . import _timeloop
@@ -199,14 +199,27 @@ def _panels(name: str, weights: Sequence[Tensor], units: int, depth: int, gates:
     width = -(-units // lanes) * lanes
     panels = memory.empty(weights[0], len(weights), gates * width * depth)
     for weight, out in zip(weights, panels, strict=True):
-        # An alias: it keeps the memory alive if another thread replaces the weight's meanwhile.
-        alias = weight.detach()
-        if alias.shape != (gates * units, depth) or not is_there(alias):
-            raise _does_not_fit(name, alias, f"({gates * units}, {depth}), all of it in memory")
-        _check_kind(name, alias)
+        alias = alias_of(name, weight, (gates * units, depth))
         numbers = (gates, units, depth, *alias.stride(), alias.data_ptr(), out.data_ptr())
         _timeloop.pack(torch.get_num_threads(), _packed(numbers), (alias, out))
     return panels
+
+
+def alias_of(name: str, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The weight by another name, checked before its memory is read by address.
+
+    It keeps that memory alive if another thread replaces the weight's meanwhile.
+    """
+    alias = weight.detach()
+    if alias.shape != shape or not is_there(alias):
+        raise _does_not_fit(name, alias, f"{shape}, all of it in memory")
+    _check_kind(name, alias)
+    return alias
+
+
+def call(name: str, job: bytes, owners: object) -> None:
+    """Calls one of the extension's functions; the owners' memory stays alive meanwhile."""
+    getattr(_timeloop, name)(torch.get_num_threads(), job, owners)
 
 
 def _operands(hh: Tensor, hr: Tensor | None) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -16,15 +16,19 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .._torch_internals import is_batched_gradient, is_fake
+from .._torch_internals import dispatch_is_watched, is_batched_gradient, is_fake
 from . import onnx, tracing
 from .agreement import check_gradients, check_inputs, check_state
 from .cell import gates_size
-from .equations import equations
+from .equations import equations, masked_equations
 from .flops import backward_flops, forward_flops
-from .layer import Wanted, backward, forward
-from .masked import masked_equations
-from .weights import Inputs, State, Weights
+from .layer import backward, forward
+from .weights import Inputs, State, Wanted, Weights
+
+Seeds = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""The gradients of output, h_n and c_n that backward starts from."""
+
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 
 # An operator takes a flat list of tensors. Only this and the next three functions know its order.
 _BEFORE_WEIGHTS = Inputs._fields[:-1]
@@ -75,10 +79,17 @@ def _layer(*arguments: Any) -> tuple[Tensor, ...]:
     *flat, keep = arguments
     inputs = _inputs(flat)
     check_inputs(inputs)
-    if inputs.data.numel() == 0:
-        return tuple(x.zero_() for x in _layer_like(*arguments))
-    output, h_n, c_n, state = forward(inputs, keep)
-    return output, h_n, c_n, *(state if keep else (output.new_empty(0) for _ in state))
+    output, h_n, c_n, state = _forward(inputs, keep)
+    return output, h_n, c_n, *(state or [output.new_empty(0) for _ in State._fields])
+
+
+def _forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State | None]:
+    """As `layer.forward`, also for data without any number."""
+    if inputs.data.numel():
+        return forward(inputs, keep)
+    flat = _flat(inputs[:-1], inputs.directions)
+    output, h_n, c_n, *state = (x.zero_() for x in _layer_like(*flat, keep))
+    return output, h_n, c_n, State(*state)
 
 
 @_layer.register_fake
@@ -113,19 +124,23 @@ def _layer_backward(
     grad_output: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, *others: Any
 ) -> list[Tensor]:
     """The gradients of those of `_TENSORS` whose flag in `wanted` is set."""
+    return _gradients((grad_output, grad_h, grad_c), *others)
+
+
+def _gradients(seeds: Seeds, *others: Any) -> list[Tensor]:
     *flat, gates, hidden, cells, flags = others
-    inputs, seeds = _inputs(flat), (grad_output, grad_h, grad_c)
+    inputs = _inputs(flat)
     check_inputs(inputs)  # again: they may have changed since the forward pass
     check_gradients(inputs, seeds)
     if inputs.data.numel() == 0:
         return [x.zero_() for x in _layer_backward_like(*seeds, *others)]
+    state: State | None = State(gates, hidden, cells)
     if gates.numel() == 0:
         *_, state = forward(inputs, keep=True)
-    else:
-        state = State(gates, hidden, cells)
-        check_state(inputs, state)
-        # Hooks on saved tensors may have changed their strides.
-        state = State(*(x.contiguous() for x in state))
+    assert state is not None
+    check_state(inputs, state)
+    # Hooks on saved tensors may have changed their strides.
+    state = State(*(x.contiguous() for x in state))
     wanted = _wanted(flags, len(inputs.directions))
     grad_data, grad_h0, grad_c0, weights = backward(seeds, inputs, state, wanted)
     found = _flat((grad_data, None, None, grad_h0, grad_c0), weights)
@@ -154,19 +169,25 @@ def _layer_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     grad_output, grad_h, grad_c, *_ = grads
     # Saved tensors once: under activation checkpointing a second read is an error.
     *flat, gates, hidden, cells = ctx.saved_tensors
-    *needed, _ = ctx.needs_input_grad
-    flags, seeds = [bool(flag) for flag in needed], (grad_output, grad_h, grad_c)
+    needed, seeds = ctx.needs_input_grad[: len(flat)], (grad_output, grad_h, grad_c)
+    flags = [bool(flag) for flag in needed]
     if grad_output is None and grad_h is None and _inputs(flat).steps == 1:
         # The final cell state of a single step lies before the projection.
         flags = [f and not late for f, late in zip(flags, _PROJECTIONS, strict=True)]
+    found: Sequence[Tensor | None] = ()
     if not any(flags):
-        return (None,) * (len(flags) + 1)
-    if torch.is_grad_enabled() or tracing.is_transformed() or any(map(is_batched_gradient, grads)):
-        found: Sequence[Tensor | None] = _differentiable_gradients(seeds, flat, flags)
+        pass
+    elif (
+        torch.is_grad_enabled() or tracing.is_transformed() or any(map(is_batched_gradient, seeds))
+    ):
+        found = _differentiable_gradients(seeds, flat, flags)
+    elif _runs_plainly((*seeds, *flat), flat[0]):
+        found = _gradients(seeds, *flat, gates, hidden, cells, flags)
     else:
         found = _layer_backward(*seeds, *flat, gates, hidden, cells, flags)
     wanted = iter(found)
-    return *(next(wanted) if flag else None for flag in flags), None
+    others = [None] * (len(ctx.needs_input_grad) - len(flat))
+    return *(next(wanted) if flag else None for flag in flags), *others
 
 
 def _differentiable_gradients(
@@ -191,6 +212,31 @@ def _differentiable_gradients(
 
 
 _layer.register_autograd(_layer_gradients, setup_context=_keep_for_backward)
+
+
+class _PlainLayer(torch.autograd.Function):
+    """The operator with its gradients for calls that nothing but autograd looks at."""
+
+    @staticmethod
+    def forward(ctx: Any, *flat: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        output, h_n, c_n, state = _forward(_inputs(flat), keep=True)
+        assert state is not None
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*flat, *state)
+        return output, h_n, c_n
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _layer_gradients(ctx, *grads)
+
+
+def _runs_plainly(tensors: Sequence[Tensor | None], data: Tensor) -> bool:
+    """Whether torch's dispatcher would do nothing but call the operator's function.
+
+    Going through it takes longer than a layer of a few units and steps.
+    """
+    plain = _PLAIN.issuperset(map(type, tensors))
+    return plain and not tracing.is_traced(data) and not dispatch_is_watched()
 
 
 @register_flop_formula(torch.ops.lstm_freeze.layer, get_raw=True)
@@ -223,19 +269,25 @@ def run_layer(
     given only where `tracing.is_written_out`.
     """
     inputs = Inputs(data, batch_sizes, reverse, h0, c0, directions)
-    if tracing.is_written_out(data) or data.is_complex():
+    flat = _flat(inputs[:-1], directions)
+    plainly = _runs_plainly(flat, data)
+    if data.is_complex() or (not plainly and tracing.is_written_out(data)):
         if tracing.is_recorded_for_onnx(data) and onnx.takes(data, batch_sizes, directions):
             return onnx.layer(data, lengths, h0, c0, directions)
         if lengths is not None:
             return masked_equations(data, lengths, h0, c0, directions)
         return equations(*inputs)
-    flat = _flat(inputs[:-1], directions)
-    trains = [x is not None and x.requires_grad for x in flat]
-    keep = torch.is_grad_enabled() and any(trains)
-    # A traced program may or may not run backward; if it does, it runs forward again.
-    keep = keep and not (tracing.is_exporting() or tracing.is_jit_tracing())
-    output, h_n, c_n, *_ = _layer(*flat, keep)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in flat)
+    if plainly and not keep:
+        output, h_n, c_n, _ = _forward(inputs, keep)
+    elif plainly:
+        output, h_n, c_n = _PlainLayer.apply(*flat)  # type: ignore[no-untyped-call]
+    else:
+        # A traced program may or may not run backward; if it does, it runs forward again.
+        keep = keep and not (tracing.is_exporting() or tracing.is_jit_tracing())
+        output, h_n, c_n, *_ = _layer(*flat, keep)
     if keep and directions[0].weight_hr is not None and inputs.steps == 1:
-        before = any(t for t, late in zip(trains, _PROJECTIONS, strict=True) if not late)
-        return output, h_n, c_n if before else c_n.detach()
+        earlier = [x for x, late in zip(flat, _PROJECTIONS, strict=True) if not late]
+        trains = any(x is not None and x.requires_grad for x in earlier)
+        return output, h_n, c_n if trains else c_n.detach()
     return output, h_n, c_n

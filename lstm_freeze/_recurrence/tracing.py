@@ -12,9 +12,9 @@ from .._torch_internals import forward_mode_is_on, functions_are_transformed, is
 
 def is_traced(data: Tensor) -> bool:
     """Whether the call is recorded or transformed rather than simply run."""
-    compiling = torch.compiler.is_compiling() or is_exporting()
-    fake = data.is_meta or is_fake(data)
-    return compiling or fake or is_jit_tracing() or is_transformed()
+    if torch.compiler.is_compiling() or is_exporting():
+        return True
+    return data.is_meta or is_fake(data) or is_jit_tracing() or is_transformed()
 
 
 def is_exporting() -> bool:

@@ -119,3 +119,19 @@ class Gradients(NamedTuple):
     dh_n: Tensor
     dc: Tensor
     dgates: Tensor
+
+
+class Wanted(NamedTuple):
+    """Which gradients of one layer are asked for; `weights` per direction, in Weights' order."""
+
+    data: bool
+    h0: bool
+    c0: bool
+    weights: tuple[tuple[bool, ...], ...]
+
+    def directions(self) -> range:
+        """The directions whose time loop must be walked back."""
+        if self.data or self.h0 or self.c0:
+            return range(len(self.weights))
+        asked = [d for d, kinds in enumerate(self.weights) if any(kinds)]
+        return range(asked[0], asked[-1] + 1)

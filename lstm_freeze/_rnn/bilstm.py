@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -11,21 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .._names import DIRECTIONS, KINDS, factor_name, kinds_of, name_of, place_of, rnn_names
+from .._names import KINDS, place_of, rnn_names
 from .._recurrence import (
     Rows,
     Weights,
-    check_is_there,
+    check_steps,
     dense_rows,
     is_traced,
     is_written_out,
     packed_rows,
-    parameter_shapes,
     unpermuted,
 )
 from .._warn import warn
 from . import checks
+from .base import LSTMBase
 from .conversion import adopt, is_plain
+from .layer_weights import check_weights, read_weights
 from .padding import Lengths, as_lengths, masked_rows, padded_rows
 from .parameter_group import ParameterGroup, parameter_groups
 from .precision import precision_of
@@ -33,7 +33,7 @@ from .prefix import CachesPrefix, are_zeros, frozen_prefix
 from .stack import Stack, States
 
 
-class BiLSTM(nn.Module):
+class BiLSTM(LSTMBase):
     """Applies a multi-layer, by default bidirectional, LSTM to a batch of sequences.
 
     A drop-in for torch.nn.LSTM: the same arguments, parameters, initialisation, results and
@@ -107,7 +107,9 @@ class BiLSTM(nn.Module):
         self.dropout_off_layers = set()
         self.prefix_cache = None
         for name in rnn_names(num_layers, bidirectional, bias, proj_size > 0):
-            shape = self._shape(name)
+            place = place_of(name)
+            assert place is not None
+            shape = self.weight_shapes(place.layer)[KINDS.index(place.kind)]
             setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
@@ -191,14 +193,9 @@ class BiLSTM(nn.Module):
         super().__setattr__(name, value)
 
     @property
-    def num_directions(self) -> int:
-        """D: 2 where bidirectional, else 1."""
-        return 2 if self.bidirectional else 1
-
-    @property
     def all_weights(self) -> list[list[Tensor]]:
         """The weights of each layer and direction, as nn.LSTM lists them."""
-        layers = self._read_weights()
+        layers = read_weights(self)
         plain = [[weights[: len(KINDS)] for weights in layer] for layer in layers]
         return [[w for w in found if w is not None] for layer in plain for found in layer]
 
@@ -272,12 +269,16 @@ class BiLSTM(nn.Module):
         is_batched = input.dim() == 3
         if not is_batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
-        weights = self._read_weights()
-        self._check_dense(input, weights[0][0].weight_ih)
-        checks.check_are_there(input, hx)
+        weights = read_weights(self)
+        weight = weights[0][0].weight_ih
+        checks.check_dtype(input, weight, ValueError)
+        checks.check_input_size(input, 3, self.input_size, weight)
+        traced = is_traced(input)
+        if not traced:
+            checks.check_are_there(input, hx)
         if hx is not None:
             hx = checks.dense_states(hx, is_batched)
-            self._check_states(input, hx, None, weights[0][0].weight_ih)
+            self.check_given_states(input, hx, None, weight)
             hx = checks.two_states(hx)
         if lengths is None:
             rows = dense_rows(input, self.batch_first)
@@ -285,9 +286,9 @@ class BiLSTM(nn.Module):
             lengths = as_lengths(lengths, input.shape[0 if self.batch_first else 1])
             if not is_written_out(input):
                 rows, padding = padded_rows(input, lengths, self.batch_first, self.bidirectional)
-                return padding.restored(*self._run(rows, padding.sorted(hx), weights))
+                return padding.restored(*self._run(rows, padding.sorted(hx), weights, traced))
             rows = masked_rows(input, lengths, self.batch_first)
-        output, h_n, c_n = self._run(rows, hx, weights)
+        output, h_n, c_n = self._run(rows, hx, weights, traced)
         if self.batch_first:
             output = output.transpose(0, 1)
         if not is_batched:
@@ -299,30 +300,35 @@ class BiLSTM(nn.Module):
         self, input: PackedSequence, hx: States | None
     ) -> tuple[PackedSequence, States]:
         data, batch_sizes = input.data, input.batch_sizes
-        weights = self._read_weights()
+        weights = read_weights(self)
         weight = weights[0][0].weight_ih
         checks.check_dtype(data, weight, RuntimeError)
         checks.check_input_size(data, 2, self.input_size, weight)
-        checks.check_are_there(data, hx)
+        traced = is_traced(data)
+        if not traced:
+            checks.check_are_there(data, hx)
         rows = packed_rows(input, self.bidirectional)
         if hx is not None:
-            sizes = self._state_sizes(data, batch_sizes)
+            sizes = self.state_sizes(data, batch_sizes)
             hx = checks.packed_states(hx, sizes, input.sorted_indices)
-            self._check_states(data, hx, batch_sizes, weight)
-        output, h_n, c_n = self._run(rows, hx, weights)
+            self.check_given_states(data, hx, batch_sizes, weight)
+        output, h_n, c_n = self._run(rows, hx, weights, traced)
         packed = PackedSequence(output, batch_sizes, input.sorted_indices, input.unsorted_indices)
         return packed, unpermuted((h_n, c_n), input.unsorted_indices)
 
     def _run(
-        self, rows: Rows, hx: States | None, weights: Sequence[Sequence[Weights]]
+        self, rows: Rows, hx: States | None, weights: Sequence[Sequence[Weights]], traced: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All layers over the internal form: output rows, h_n (L * D, B, P), c_n (L * D, B, H)."""
-        self._check_weights(weights, rows.data)
         first = weights[0][0].weight_ih
+        check_weights(self, weights, rows.data.device, traced)
+        if rows.is_dense and not traced:
+            check_steps(rows.data)
         precision = precision_of(first, rows, hx, projected=self.proj_size > 0)
         dropout = [self._dropout_before(layer) for layer in range(self.num_layers)]
         stack = Stack(weights, dropout, hx, precision)
-        prefix = self._cached_prefix(rows, stack) if self.prefix_cache is not None else []
+        caches = self.prefix_cache is not None and not traced
+        prefix = self._cached_prefix(rows, stack) if caches else []
         finals: list[States] = []
         if prefix:
             form = (precision, rows.data.dtype, rows.data.device, self.bidirectional)
@@ -332,13 +338,15 @@ class BiLSTM(nn.Module):
             finals.append((h, c))
         rows, others = stack.run(rows, len(prefix), self.num_layers)
         finals += others
+        if len(finals) == 1:
+            return rows.data, *finals[0]
         h_n = torch.cat([h for h, _ in finals])
         c_n = torch.cat([c for _, c in finals])
         return rows.data, h_n, c_n
 
     def _cached_prefix(self, rows: Rows, stack: Stack) -> list[list[Tensor]]:
         """The weights of the lowest layers that the prefix cache may compute; empty where none."""
-        if rows.data.requires_grad or is_traced(rows.data) or rows.data.numel() == 0:
+        if rows.data.requires_grad or rows.data.numel() == 0:
             return []
         prefix = frozen_prefix(self.named_parameters(remove_duplicate=False), stack.weights)
         if any(stack.dropout[: len(prefix)]):
@@ -350,58 +358,6 @@ class BiLSTM(nn.Module):
                 self.prefix_cache.warn_of_states()
             return prefix if zeros else []
         return prefix
-
-    def _read_weights(self) -> list[list[Weights]]:
-        """The weights of each layer and direction as they are now, each read once.
-
-        So a parametrised, pruned or replaced weight is used from the next call on.
-        """
-        kinds = kinds_of(self.bias, self.proj_size > 0)
-        return [
-            [
-                Weights(
-                    **{kind: self._weight(name_of(layer, d, kind)) for kind in kinds},
-                    **self._factors(layer, d, kinds),
-                )
-                for d in DIRECTIONS[: self.num_directions]
-            ]
-            for layer in range(self.num_layers)
-        ]
-
-    def _factors(self, layer: int, direction: str, kinds: Sequence[str]) -> dict[str, Tensor]:
-        """The LoRA factors of one layer and direction, by field of Weights; empty without any."""
-        scales: dict[str, float] = self.__dict__.get("lora_scales", {})
-        found: dict[str, Tensor] = {}
-        for kind in kinds if scales else ():
-            if (scale := scales.get(name := name_of(layer, direction, kind))) is not None:
-                side = kind.removeprefix("weight_")
-                found[f"down_{side}"] = self._weight(factor_name(name, "A"))
-                found[f"up_{side}"] = self._weight(factor_name(name, "B")) * scale
-        return found
-
-    def _weight(self, name: str) -> Tensor:
-        weight: Tensor | None = getattr(self, name)
-        if weight is None:
-            raise TypeError(f"{name} must be a Tensor, got None: set it to a Parameter")
-        return weight
-
-    def _check_weights(self, weights: Sequence[Sequence[Weights]], data: Tensor) -> None:
-        """Raises where a weight was replaced by one that does not fit."""
-        first = weights[0][0].weight_ih
-        if not (first.is_floating_point() or first.is_complex()):
-            raise RuntimeError(f"weights must be of a floating dtype, got {first.dtype}")
-        traced = is_traced(data)
-        for layer, directions in enumerate(weights):
-            shapes = self._shapes(layer)
-            for direction, found in zip(DIRECTIONS, directions, strict=False):
-                for kind, weight, shape in zip(KINDS, found, shapes, strict=False):
-                    if weight is not None:
-                        name = name_of(layer, direction, kind)
-                        checks.check_weight(name, weight, shape, first, data.device)
-                        if not traced:
-                            check_is_there(name, weight)
-                where = name_of(layer, direction, "weight")
-                checks.check_factors(found, shapes, where, data.device)
 
     def _dropout_before(self, layer: int) -> float:
         """The probability of the dropout below a layer; 0 where there is none.
@@ -417,107 +373,7 @@ class BiLSTM(nn.Module):
         trains = any(p.requires_grad for group in groups for p in group.parameters)
         return self.dropout if trains else 0.0
 
-    def _check_dense(self, input: Tensor, weight: Tensor) -> None:
-        checks.check_dtype(input, weight, ValueError)
-        checks.check_input_size(input, 3, self.input_size, weight)
-
-    def _check_states(
-        self, input: Tensor, states: States, batch_sizes: Tensor | None, weight: Tensor
-    ) -> None:
-        for k, size in enumerate(self._state_sizes(input, batch_sizes)):
-            self.check_hidden_size(states[k], size, f"Expected hidden[{k}] size {{}}, got {{}}")
-        checks.check_states(input, states, weight)
-
-    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """Raises where the input's dtype, rank or size does not fit this module."""
-        weight = self._weight(name_of(0, DIRECTIONS[0], KINDS[0]))
-        checks.check_dtype(input, weight, ValueError)
-        checks.check_input_size(input, 3 if batch_sizes is None else 2, self.input_size, weight)
-
-    def check_forward_args(self, input: Tensor, hidden: States, batch_sizes: Tensor | None) -> None:
-        """Raises where the input or the states do not fit this module or each other."""
-        if batch_sizes is None:
-            self.check_input(input, None)
-        weight = self._weight(name_of(0, DIRECTIONS[0], KINDS[0]))
-        self._check_states(input, hidden, batch_sizes, weight)
-
-    def _state_sizes(
-        self, input: Tensor, batch_sizes: Tensor | None
-    ) -> tuple[tuple[int, int, int], ...]:
-        return (
-            self.get_expected_hidden_size(input, batch_sizes),
-            self.get_expected_cell_size(input, batch_sizes),
-        )
-
-    def get_expected_hidden_size(
-        self, input: Tensor, batch_sizes: Tensor | None
-    ) -> tuple[int, int, int]:
-        """(L * D, B, P) for this input."""
-        size = self.proj_size if self.proj_size > 0 else self.hidden_size
-        return (*self.get_expected_cell_size(input, batch_sizes)[:2], size)
-
-    def get_expected_cell_size(
-        self, input: Tensor, batch_sizes: Tensor | None
-    ) -> tuple[int, int, int]:
-        """(L * D, B, H) for this input."""
-        if batch_sizes is not None:
-            batch = int(batch_sizes[0])
-        else:
-            batch = input.size(0) if self.batch_first else input.size(1)
-        return self.num_layers * self.num_directions, batch, self.hidden_size
-
-    def check_hidden_size(
-        self,
-        hx: Tensor,
-        expected_hidden_size: tuple[int, int, int],
-        msg: str = "Expected hidden size {}, got {}",
-    ) -> None:
-        """Raises where a state does not have the expected size."""
-        checks.check_state_size(hx, expected_hidden_size, msg)
-
-    def permute_hidden(self, hx: States, permutation: Tensor | None) -> States:
-        """Both states with their sequences in the order of `permutation`."""
-        return unpermuted(hx, permutation)
-
-    def flatten_parameters(self) -> None:
-        """Does nothing: the weights are used where they are. Here for nn.LSTM's callers."""
-
-    def reset_parameters(self) -> None:
-        """Draws all parameters anew from U(-1/sqrt(H), 1/sqrt(H)), in registration order."""
-        bound = 1.0 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
-
-    def extra_repr(self) -> str:
-        """The arguments, as nn.LSTM prints them: those that differ from nn.LSTM's defaults."""
-        defaults = {
-            "proj_size": 0,
-            "num_layers": 1,
-            "bias": True,
-            "batch_first": False,
-            "dropout": 0,
-            "bidirectional": False,
-        }
-        exact = ("bias", "batch_first", "bidirectional")
-        given = [
-            f"{k}={value}"
-            for k, default in defaults.items()
-            if (value := getattr(self, k)) is not default and (k in exact or value != default)
-        ]
-        return ", ".join([str(self.input_size), str(self.hidden_size), *given])
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickled module, also an old one without `proj_size` or this class's extras."""
         extras: dict[str, Any] = {"prefix_cache": None, "dropout_off_layers": set()}
         super().__setstate__({"proj_size": 0, **extras, **state})  # type: ignore[no-untyped-call]
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        place = place_of(name)
-        assert place is not None
-        return self._shapes(place.layer)[KINDS.index(place.kind)]
-
-    def _shapes(self, layer: int) -> tuple[tuple[int, ...], ...]:
-        """The shapes of a layer's parameters in the order of KINDS, absent ones too."""
-        P = self.proj_size or self.hidden_size
-        layer_input = P * self.num_directions if layer else self.input_size
-        return parameter_shapes(layer_input, self.hidden_size, P)

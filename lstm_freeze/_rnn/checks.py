@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .._recurrence import Weights, check_is_there, is_traced, unpermuted
+from .._recurrence import Weights, check_is_there, unpermuted
 from .._warn import warn
 from .precision import autocast_dtype
 
@@ -187,8 +187,6 @@ def check_input_size(input: Tensor, dimensions: int, input_size: int, weight: Te
 
 def check_are_there(input: Tensor, hx: Any) -> None:
     """Raises where the storage of the input or of a state has become too small for it."""
-    if is_traced(input):
-        return
     check_is_there("input", input)
     for k, state in enumerate(hx if isinstance(hx, (tuple, list)) else ()):
         if isinstance(state, Tensor) and state.layout is torch.strided:
@@ -228,7 +226,11 @@ def _autocast_converts(*weights: Tensor) -> bool:
 
 
 def check_factors(
-    weights: Weights, shapes: Sequence[tuple[int, ...]], where: str, device: torch.device
+    weights: Weights,
+    shapes: Sequence[tuple[int, ...]],
+    where: str,
+    first: Tensor,
+    device: torch.device,
 ) -> None:
     """Raises where LoRA factors do not fit their weights, or each other."""
     for field, shape in (("ih", shapes[0]), ("hh", shapes[1]), ("hr", shapes[4])):
@@ -241,6 +243,12 @@ def check_factors(
                     f"the LoRA factors of {where.replace('weight', f'weight_{field}')} must fit "
                     f"its size {shape} on {device}, got B {tuple(up.shape)} on {up.device} and "
                     f"A {tuple(down.shape)} on {down.device}: set them to ones that fit"
+                )
+            if factor.dtype != first.dtype and not _autocast_converts(factor, first):
+                raise RuntimeError(
+                    f"the LoRA factors of {where.replace('weight', f'weight_{field}')} must have "
+                    f"the weights' dtype {first.dtype}, got {factor.dtype}: convert them, or the "
+                    f"whole model with model.to({first.dtype})"
                 )
 
 

@@ -3,7 +3,7 @@
 The valid rows are gathered once and the outputs scattered once; in between, a padded batch is the
 packed rows that pack_padded_sequence makes. Where a program is recorded for ONNX or transformed,
 the lengths are not numbers and rows cannot be packed. They then stay dense, and are masked (see
-`masked`).
+`equations`).
 """
 
 from __future__ import annotations

@@ -18,6 +18,11 @@ class Precision(NamedTuple):
     output: torch.dtype
     cell: torch.dtype
 
+    @property
+    def is_one(self) -> bool:
+        """Whether all are one dtype, that of the computation."""
+        return self.rounded == self.compute == self.output == self.cell
+
     def converted(self, tensor: Tensor) -> Tensor:
         """A tensor, rounded and then converted to the dtype of the computation."""
         if tensor.dtype == self.rounded == self.compute:
@@ -26,6 +31,10 @@ class Precision(NamedTuple):
 
     def converted_weights(self, weights: Weights) -> Weights:
         """All weights, converted like `converted`."""
+        if self.rounded == self.compute and all(
+            w is None or w.dtype == self.compute for w in weights
+        ):
+            return weights
         ih, hh, *rest = weights
         others = [None if w is None else self.converted(w) for w in rest]
         return Weights(self.converted(ih), self.converted(hh), *others)

@@ -54,5 +54,7 @@ class Stack(NamedTuple):
         output, h, c = run_layer(
             data, rows.batch_sizes, rows.reverse, h0, c0, directions, rows.lengths
         )
-        output, h = output.to(precision.output), h.to(precision.output)
-        return rows.with_data(output), (h, c.to(precision.cell))
+        if not precision.is_one:
+            output, h = output.to(precision.output), h.to(precision.output)
+            c = c.to(precision.cell)
+        return rows.with_data(output), (h, c)

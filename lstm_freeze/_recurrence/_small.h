@@ -1,0 +1,259 @@
+/* A small layer, forward and backward, in one call each: where there is little to compute, every
+ * call of torch takes longer than its numbers. Without projection; on one thread. small.py says which
+ * layers these are. Include in _timeloop.c after the loops. */
+
+typedef struct {
+    const float *data;
+    int64_t of_row, of_column;
+} Matrix;
+
+/* Of one direction: (4H, I), (4H, H), and (4H, 1) or null. */
+typedef struct {
+    Matrix ih, hh, bias_ih, bias_hh;
+} Weights;
+
+typedef struct {
+    int64_t directions, input_size, hidden_size, rows; /* D, I, H, N */
+    Steps steps;
+    const int64_t *reverse; /* the row that each row swaps with; null for dense rows */
+    const float *data;      /* (N, I) */
+    float *gates, *hidden, *cells; /* (D, N, 4H) and twice (D, batch + N, H); null: not kept */
+    Weights weights[2];
+} Layer;
+
+typedef struct {
+    Layer layer;
+    const float *h0, *c0;      /* (D, batch, H); zeros where null */
+    float *output, *h_n, *c_n; /* (N, D * H), (D, batch, H), (D, batch, H) */
+} LayerForward;
+
+/* What is null is not wanted. A bias has one gradient, whichever of the two asks. */
+typedef struct {
+    Layer layer;
+    const float *output, *h_n, *c_n; /* gradients of the results; zeros where null */
+    float *data, *h0, *c0;           /* (N, I), (D, batch, H), (D, batch, H) */
+    struct {
+        float *ih, *hh, *bias; /* (4H, I), (4H, H), (4H,) */
+    } weights[2];
+} LayerBackward;
+
+/* Takes the next `size` floats of the scratch memory. */
+static float *taken(float **scratch, int64_t size) {
+    float *here = *scratch;
+    *scratch += size;
+    return here;
+}
+
+static int64_t panels_size(int64_t units, int64_t depth) {
+    int64_t lanes = current->lanes;
+    return (units + lanes - 1) / lanes * lanes * depth;
+}
+
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Scratch memory for either pass; null if there is none. */
+static float *scratch_of(const Layer *s) {
+    int64_t I = s->input_size, H = s->hidden_size, N = s->rows, batch = s->steps.batch;
+    int64_t gates = GATES * H, kept = s->gates ? 0 : N * gates + 2 * (batch + N) * H;
+    int64_t panels = larger(panels_size(gates, I), GATES * panels_size(H, H));
+    panels = larger(panels, larger(panels_size(H, gates), panels_size(I, gates)));
+    panels = larger(panels, larger(panels_size(I, N), panels_size(H, N)));
+    int64_t size = kept + panels + gates + N * (2 * I + 2 * H + 2 * gates) + 2 * batch * H;
+    return malloc((size_t)size * sizeof(float));
+}
+
+static void packed(Matrix m, int64_t gates, int64_t units, int64_t depth, float *panels) {
+    Packing job = {gates, units, depth, m.of_row, m.of_column, m.data, panels};
+    for (int64_t first = 0; first * current->lanes < units; first++)
+        current->pack(&job, first);
+}
+
+static Matrix transposed(Matrix m) { return (Matrix){m.data, m.of_column, m.of_row}; }
+
+/* out (count, units) = rows (count, depth) times (units, depth) transposed. */
+static void times(const float *rows, int64_t count, int64_t depth, Matrix m, int64_t units,
+                  float *panels, float *out) {
+    packed(m, 1, units, depth, panels);
+    for (int64_t r = 0; r < count; r += CHUNK)
+        current->project(rows + r * depth, depth, smaller(CHUNK, count - r), panels,
+                         out + r * units, units);
+}
+
+/* The row of the input that row n of direction d is. */
+static int64_t turned_row(const Layer *s, int64_t d, int64_t n) {
+    int64_t batch = s->steps.batch;
+    if (!d)
+        return n;
+    return s->reverse ? s->reverse[n] : s->rows - batch - n / batch * batch + n % batch;
+}
+
+/* The rows of the input in the order of direction d. */
+static const float *turned(const Layer *s, int64_t d, float **scratch) {
+    int64_t I = s->input_size;
+    float *out;
+    if (!d)
+        return s->data;
+    out = taken(scratch, s->rows * I);
+    for (int64_t n = 0; n < s->rows; n++)
+        memcpy(out + n * I, s->data + turned_row(s, d, n) * I, (size_t)I * sizeof(float));
+    return out;
+}
+
+static void copied(float *out, const float *in, int64_t count) {
+    if (in)
+        memcpy(out, in, (size_t)count * sizeof(float));
+    else
+        memset(out, 0, (size_t)count * sizeof(float));
+}
+
+/* Each sequence's state after its last step, (batch, H), from the states of all rows. */
+static void last_states(const Layer *s, const float *states, float *out) {
+    int64_t H = s->hidden_size, row = s->rows, ended = 0;
+    for (int64_t t = s->steps.steps - 1; t >= 0; t--) {
+        int64_t size = rows_of(&s->steps, t);
+        row -= size;
+        if (size > ended) {
+            copied(out + ended * H, states + (row + ended) * H, (size - ended) * H);
+            ended = size;
+        }
+    }
+}
+
+static void forward_layer(const void *job, float *memory) {
+    const LayerForward *f = job;
+    const Layer *s = &f->layer;
+    int64_t D = s->directions, I = s->input_size, H = s->hidden_size, N = s->rows;
+    int64_t gates_size = GATES * H, B = s->steps.batch;
+    for (int64_t d = 0; d < D; d++) {
+        const Weights *w = &s->weights[d];
+        float *scratch = memory, *gates, *hidden, *cells;
+        if (s->gates) {
+            gates = s->gates + d * N * gates_size;
+            hidden = s->hidden + d * (B + N) * H;
+            cells = s->cells + d * (B + N) * H;
+        } else {
+            gates = taken(&scratch, N * gates_size);
+            hidden = taken(&scratch, (B + N) * H);
+            cells = taken(&scratch, (B + N) * H);
+        }
+        const float *rows = turned(s, d, &scratch);
+        float *bias = taken(&scratch, gates_size), *panels = scratch;
+        times(rows, N, I, w->ih, gates_size, panels, gates);
+        for (int64_t k = 0; k < gates_size && w->bias_ih.data && w->bias_hh.data; k++)
+            bias[k] = w->bias_ih.data[k * w->bias_ih.of_row] + w->bias_hh.data[k * w->bias_hh.of_row];
+        for (int64_t n = 0; n < N && w->bias_ih.data && w->bias_hh.data; n++)
+            for (int64_t k = 0; k < gates_size; k++)
+                gates[n * gates_size + k] += bias[k];
+        copied(hidden, f->h0 ? f->h0 + d * B * H : 0, B * H);
+        copied(cells, f->c0 ? f->c0 + d * B * H : 0, B * H);
+        packed(w->hh, GATES, H, H, panels);
+        Forward walk = {
+            .directions = 1, .hidden_size = H, .state_size = H, .steps = s->steps, .keep = 1,
+            .gates = {gates, 0}, .hidden = {hidden, 0}, .cells = {cells, 0},
+            .weight_hh = {panels, 0},
+        };
+        current->forward(&walk, 0, 0, B);
+        for (int64_t n = 0; n < N; n++)
+            copied(f->output + (turned_row(s, d, n) * D + d) * H, hidden + (B + n) * H, H);
+        last_states(s, hidden + B * H, f->h_n + d * B * H);
+        last_states(s, cells + B * H, f->c_n + d * B * H);
+    }
+}
+
+/* The hidden state that each row began with, (N, H). */
+static const float *states_before(const Layer *s, const float *hidden, float **scratch) {
+    int64_t H = s->hidden_size, B = s->steps.batch, row = 0, before = 0;
+    float *out;
+    if (!s->steps.sizes)
+        return hidden;
+    out = taken(scratch, s->rows * H);
+    for (int64_t t = 0; t < s->steps.steps; t++) {
+        int64_t size = s->steps.sizes[t];
+        copied(out + row * H, hidden + before * H, size * H);
+        before = B + row;
+        row += size;
+    }
+    return out;
+}
+
+static void backward_layer(const void *job, float *memory) {
+    const LayerBackward *b = job;
+    const Layer *s = &b->layer;
+    int64_t D = s->directions, I = s->input_size, H = s->hidden_size, N = s->rows;
+    int64_t gates_size = GATES * H, B = s->steps.batch;
+    for (int64_t d = 0; d < D; d++) {
+        const Weights *w = &s->weights[d];
+        float *d_ih = b->weights[d].ih, *d_hh = b->weights[d].hh, *d_bias = b->weights[d].bias;
+        float *hidden = s->hidden + d * (B + N) * H, *cells = s->cells + d * (B + N) * H;
+        if (!b->data && !b->h0 && !b->c0 && !d_ih && !d_hh && !d_bias)
+            continue;
+        float *scratch = memory;
+        float *dh = taken(&scratch, N * H), *dh_n = taken(&scratch, B * H);
+        float *dc = taken(&scratch, B * H), *dgates = taken(&scratch, N * gates_size);
+        for (int64_t n = 0; n < N; n++)
+            copied(dh + n * H, b->output ? b->output + (turned_row(s, d, n) * D + d) * H : 0, H);
+        copied(dh_n, b->h_n ? b->h_n + d * B * H : 0, B * H);
+        copied(dc, b->c_n ? b->c_n + d * B * H : 0, B * H);
+        packed(transposed(w->hh), 1, H, gates_size, scratch);
+        Backward walk = {
+            .directions = 1, .hidden_size = H, .state_size = H, .steps = s->steps, .row = N,
+            .gates = {s->gates + d * N * gates_size, 0}, .cells = {cells, 0}, .dh = {dh, 0},
+            .dh_n = {dh_n, 0}, .dc = {dc, 0}, .dgates = {dgates, 0}, .weight_hh = {scratch, 0},
+        };
+        current->backward(&walk, 0, 0, B);
+        if (b->c0)
+            copied(b->c0 + d * B * H, dc, B * H);
+        if (b->h0)
+            times(dgates, B, gates_size, transposed(w->hh), H, scratch, b->h0 + d * B * H);
+        if (b->data) {
+            float *part = d ? taken(&scratch, N * I) : b->data;
+            times(dgates, N, gates_size, transposed(w->ih), I, scratch, part);
+            for (int64_t n = 0; d && n < N; n++)
+                for (int64_t k = 0; k < I; k++)
+                    b->data[turned_row(s, d, n) * I + k] += part[n * I + k];
+        }
+        for (int64_t k = 0; d_bias && k < gates_size; k++)
+            d_bias[k] = 0;
+        for (int64_t n = 0; d_bias && n < N; n++)
+            for (int64_t k = 0; k < gates_size; k++)
+                d_bias[k] += dgates[n * gates_size + k];
+        if (!d_ih && !d_hh)
+            continue;
+        float *columns = taken(&scratch, N * gates_size); /* dgates, transposed */
+        for (int64_t n = 0; n < N; n++)
+            for (int64_t k = 0; k < gates_size; k++)
+                columns[k * N + n] = dgates[n * gates_size + k];
+        if (d_ih) {
+            Matrix rows = {turned(s, d, &scratch), 1, I};
+            times(columns, gates_size, N, rows, I, scratch, d_ih);
+        }
+        if (d_hh) {
+            Matrix rows = {states_before(s, hidden, &scratch), 1, H};
+            times(columns, gates_size, N, rows, H, scratch, d_hh);
+        }
+    }
+}
+
+/* Whether every row swaps with one that there is. */
+static int rows_are_there(const Layer *s) {
+    for (int64_t n = 0; s->reverse && n < s->rows; n++)
+        if (s->reverse[n] < 0 || s->reverse[n] >= s->rows)
+            return 0;
+    return 1;
+}
+
+/* Runs one of the passes; None, or null with an exception set. */
+static PyObject *run_layer(const Layer *s, void (*pass)(const void *, float *), const void *job) {
+    float *memory;
+    if (!rows_are_there(s)) {
+        PyErr_SetString(PyExc_IndexError, "`reverse` must hold rows of the input");
+        return NULL;
+    }
+    if (!(memory = scratch_of(s)))
+        return PyErr_NoMemory();
+    Py_BEGIN_ALLOW_THREADS
+    pass(job, memory);
+    Py_END_ALLOW_THREADS
+    free(memory);
+    Py_RETURN_NONE;
+}

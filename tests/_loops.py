@@ -1,0 +1,24 @@
+"""The ways in which a layer may be computed, to run a test on each."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from lstm_freeze._recurrence import loop_native, small
+
+# Torch's operations, the extension's time loop, and for small layers one call of the extension.
+LOOPS = ("torch", "native", "small")
+
+
+@contextmanager
+def on_loop(name):
+    """Computes float32 layers on the CPU in this way, which for larger ones is "native"."""
+    if name != "torch" and loop_native._extension is None:
+        pytest.skip("the extension is not built here")
+    most = small._MOST_NUMBERS
+    with loop_native.switched(name != "torch"):
+        try:
+            small._MOST_NUMBERS = most if name == "small" else 0
+            yield
+        finally:
+            small._MOST_NUMBERS = most
