@@ -20,7 +20,7 @@ from .rows import previous_rows
 from .weights import Inputs, State
 
 # Of the rows' gradient. It enters the numbers, so it depends on shapes alone.
-_BLOCK_BYTES = 2**19
+_BLOCK_BYTES = 2**21
 
 Found = list[Tensor | None]
 Maybe = Sequence[Tensor | None]
