@@ -105,7 +105,7 @@ def which_loop() -> str:
 
 def applies(tensor: Tensor) -> bool:
     """Whether layers over tensors of this dtype and device go through the native loop."""
-    return _enabled and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+    return _enabled and tensor.dtype == torch.float32 and tensor.is_cpu
 
 
 class NativeForward:
@@ -238,7 +238,7 @@ def _operand(name: str, tensor: Tensor, directions: int, size: int) -> tuple[int
 
 
 def _check_kind(name: str, tensor: Tensor) -> None:
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+    if tensor.dtype != torch.float32 or not tensor.is_cpu:
         raise _does_not_fit(name, tensor, "float32 on the CPU")
 
 

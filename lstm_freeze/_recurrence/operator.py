@@ -9,7 +9,7 @@ Shapes are written as in `run_layer`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -46,8 +46,13 @@ def _flat(
     before: Sequence[Tensor | None], weights: Sequence[Sequence[Tensor | None]]
 ) -> list[Tensor | None]:
     """The flat list: the tensors before the weights, then each direction's; None where absent."""
-    present = [*before, *(w for side in weights for w in side)]
-    return present + [None] * (len(_TENSORS) - len(present))
+    return _filled([*before, *(w for side in weights for w in side)], None)
+
+
+def _filled(values: Iterable[Any], absent: Any) -> list[Any]:
+    """One value for each of `_TENSORS`; `absent` for those at the end that are not given."""
+    found = list(values)
+    return found + [absent] * (len(_TENSORS) - len(found))
 
 
 def _inputs(flat: Sequence[Any]) -> Inputs:
@@ -168,9 +173,9 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _layer_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_output, grad_h, grad_c, *_ = grads
     # Saved tensors once: under activation checkpointing a second read is an error.
-    *flat, gates, hidden, cells = ctx.saved_tensors
-    needed, seeds = ctx.needs_input_grad[: len(flat)], (grad_output, grad_h, grad_c)
-    flags = [bool(flag) for flag in needed]
+    *given, gates, hidden, cells = ctx.saved_tensors
+    flat, seeds = _filled(given, None), (grad_output, grad_h, grad_c)
+    flags = _filled(map(bool, ctx.needs_input_grad[: len(given)]), False)
     if grad_output is None and grad_h is None and _inputs(flat).steps == 1:
         # The final cell state of a single step lies before the projection.
         flags = [f and not late for f, late in zip(flags, _PROJECTIONS, strict=True)]
@@ -186,8 +191,8 @@ def _layer_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     else:
         found = _layer_backward(*seeds, *flat, gates, hidden, cells, flags)
     wanted = iter(found)
-    others = [None] * (len(ctx.needs_input_grad) - len(flat))
-    return *(next(wanted) if flag else None for flag in flags), *others
+    gradients = [next(wanted) if flag else None for flag in flags]
+    return *gradients[: len(given)], *[None] * (len(ctx.needs_input_grad) - len(given))
 
 
 def _differentiable_gradients(
@@ -218,11 +223,11 @@ class _PlainLayer(torch.autograd.Function):
     """The operator with its gradients for calls that nothing but autograd looks at."""
 
     @staticmethod
-    def forward(ctx: Any, *flat: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        output, h_n, c_n, state = _forward(_inputs(flat), keep=True)
+    def forward(ctx: Any, *given: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        output, h_n, c_n, state = _forward(_inputs(_filled(given, None)), keep=True)
         assert state is not None
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*flat, *state)
+        ctx.save_for_backward(*given, *state)
         return output, h_n, c_n
 
     @staticmethod
@@ -281,7 +286,8 @@ def run_layer(
     if plainly and not keep:
         output, h_n, c_n, _ = _forward(inputs, keep)
     elif plainly:
-        output, h_n, c_n = _PlainLayer.apply(*flat)  # type: ignore[no-untyped-call]
+        given = [*inputs[:-1], *(w for side in directions for w in side)]
+        output, h_n, c_n = _PlainLayer.apply(*given)  # type: ignore[no-untyped-call]
     else:
         # A traced program may or may not run backward; if it does, it runs forward again.
         keep = keep and not (tracing.is_exporting() or tracing.is_jit_tracing())
