@@ -100,7 +100,7 @@ ADDED = {
     "FrozenGuard.check": "*, step=None",
     "compare": (
         "score, methods, splits, *, minimize=False, folder=None, progress=True, labels=None, "
-        "groups=None, inner=3, seed=0"
+        "groups=None, inner=3, seed=0, executor=None"
     ),
 }
 # Public, but made by the library and not by users.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,12 @@ def compare(
     groups: Sequence[Any] | None = None,
     inner: int = 3,
     seed: int = 0,
+    executor: Executor | None = None,
 ) -> Comparison:
     """Compare methods on the same splits and seeds, and say which is worth its cost.
 
     Works with any training loop. Every method gets each split with the same seed (`seed` plus the
-    number of the split), one split after the other. Differences are judged by the corrected
+    number of the split). Differences are judged by the corrected
     resampled t-test over paired splits (Nadeau and Bengio 2003), corrected for the number of
     methods (Holm 1979).
 
@@ -55,6 +57,10 @@ def compare(
             and in test, also within train sets.
         inner: How many folds of a train set a `Choice` is judged on.
         seed: Makes the folds, and is the seed of the first split.
+        executor: Calls `score` in its processes, several at a time, for example a
+            `ProcessPoolExecutor` of `concurrent.futures`. Scores are the same where `score` seeds
+            everything. Threads will do where it draws nothing from global generators, which they
+            share. None calls it here, one split after the other.
 
     Returns:
         The table, the scores, the choice and the reason for it.
@@ -82,6 +88,10 @@ def compare(
     inner, seed = as_integer(inner, "inner", least=2), as_integer(seed, "seed", least=0)
     if folder is not None and not isinstance(folder, (str, Path)):
         raise TypeError(f"`folder` must be a path or None, got {folder!r}")
+    if executor is not None and not isinstance(executor, Executor):
+        raise TypeError(
+            f"`executor` must be a concurrent.futures.Executor or None, got {executor!r}"
+        )
     _need_extra()
     from .judging import judge
     from .plan import planned
@@ -91,22 +101,21 @@ def compare(
     plan = planned(checked, splits, labels, groups, minimize, inner, seed)
     finished = Finished() if folder is None else Finished(Path(folder), plan.record())
     with shown(progress, plan.calls) as advance:
-        runner = Runner(score, plan, finished, advance)
+        runner = Runner(score, plan, finished, advance, executor)
         results = list(runner.run())
     of_method = {name: [r for r in results if r.method == name] for name in checked}
     scores = {name: tuple(r.score for r in found) for name, found in of_method.items()}
     seconds = {name: tuple(r.seconds for r in found) for name, found in of_method.items()}
     settings = {name: tuple(r.settings for r in found) for name, found in of_method.items()}
-    notes = _failures_in_words(runner.failures)
+    failures = tuple(runner.failures)
+    notes = _failures_in_words(failures)
     if len(plan.splits) > 1 and all_test_the_same(plan.splits):
         notes.append(
             f"every split tests on the same {len(plan.splits[0].test)} samples: what is told "
             "holds for these samples, not for others"
         )
     table, choice, reason = judge(scores, seconds, tested_share(plan.splits), minimize, notes)
-    return Comparison(
-        table, scores, choice, reason, settings, seconds, tuple(runner.failures), minimize
-    )
+    return Comparison(table, scores, choice, reason, settings, seconds, failures, minimize)
 
 
 def _need_extra() -> None:
