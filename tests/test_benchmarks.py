@@ -8,6 +8,7 @@ from pathlib import Path
 
 import between
 import cases
+import false_alarms
 import gemm_floor
 import other_systems
 import pytest
@@ -482,6 +483,20 @@ def test_peers_are_asked_by_running_them(tmp_path):
 
 
 @pytest.mark.slow
+def test_false_alarms_are_counted_for_both_tests(capsys):
+    found = [
+        false_alarms.compared(seed, false_alarms.SPLITS["30 random splits"], 6, 0.0)
+        for seed in range(6)
+    ]
+    ours, plain = (sum(of) for of in zip(*map(false_alarms.alarms, found), strict=True))
+    assert ours <= 2
+    assert plain >= 4
+    false_alarms.main(["--repetitions", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 2 * len(false_alarms.SPLITS) + 2
+    assert all(re.fullmatch(r"\| .* \| .* (\| (0|100) ){4}\|", line) for line in lines[2:-2])
+
+
 def test_graphs_do_not_grow_with_time():
     short, long = tracing.traces((4, 64))
     assert short["nodes"] == long["nodes"]

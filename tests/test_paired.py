@@ -1,14 +1,16 @@
 """The statistics of compare: against SciPy, published numbers, and by counting false alarms."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 from _scores import planted, quietly
+from false_alarms import compared, few_labelled, folds, random_splits
 from scipy import stats
 from sklearn.datasets import make_moons
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import RepeatedStratifiedKFold, ShuffleSplit, StratifiedKFold
+from sklearn.model_selection import RepeatedStratifiedKFold
 from sklearn.svm import SVC
 
 from lstm_freeze._comparing.paired import (
@@ -134,49 +136,16 @@ def test_differences_that_cancel_are_no_difference_and_have_a_spread():
 # ---- false alarms and finds, counted
 
 
-def centroids(x, y, train, test, columns):
-    """The accuracy of the nearest class centre on some columns."""
-    x = x[:, columns]
-    ones, zeros = (x[train][y[train] == label].mean(0) for label in (1, 0))
-    return float(
-        ((x[test] @ (ones - zeros) > (ones + zeros) @ (ones - zeros) / 2) == y[test]).mean()
-    )
+TEN_FOLDS, TWENTY_RANDOM = partial(folds, 10), partial(random_splits, 20)
 
 
-def folds_of(x, y, seed):
-    return StratifiedKFold(10, shuffle=True, random_state=seed).split(x, y)
-
-
-def shuffled(x, y, seed):
-    return ShuffleSplit(20, test_size=0.2, random_state=seed).split(x, y)
-
-
-def few_labelled(x, y, seed):
-    """Ten folds, twice; each trains on 25 of the samples that it does not test on."""
-    rng = np.random.default_rng(seed)
-    folds = RepeatedStratifiedKFold(n_splits=10, n_repeats=2, random_state=seed).split(x, y)
-    return [(rng.permutation(train)[:25], test) for train, test in folds]
-
-
-def compared(seed, splits_of, methods, signal):
-    """Methods that read as many columns each; every column tells the class equally well."""
-    rng = np.random.default_rng(seed)
-    y = rng.permutation(np.arange(100) % 2)
-    x = rng.standard_normal((100, 4 * methods)) + signal * (2 * y[:, None] - 1)
-
-    def score(train, test, seed, method):
-        return centroids(x, y, train, test, slice(4 * method, 4 * method + 4))
-
-    return quietly(score, {str(k): {"method": k} for k in range(methods)}, splits_of(x, y, seed))
-
-
-@pytest.mark.parametrize("splits_of", [folds_of, shuffled, few_labelled])
+@pytest.mark.parametrize("splits_of", [TEN_FOLDS, TWENTY_RANDOM, few_labelled])
 def test_pure_noise_shows_no_difference(splits_of):
     reasons = [compared(seed, splits_of, 3, signal=0.0).reason for seed in range(100)]
     assert sum("no difference can be told" in reason for reason in reasons) >= 90
 
 
-@pytest.mark.parametrize("splits_of", [folds_of, shuffled, few_labelled])
+@pytest.mark.parametrize("splits_of", [TEN_FOLDS, TWENTY_RANDOM, few_labelled])
 def test_equally_good_methods_show_no_difference(splits_of):
     found = [compared(seed, splits_of, 6, signal=0.25) for seed in range(40)]
     assert sum(any(row.told for row in one.table) for one in found) <= 4
@@ -186,7 +155,7 @@ def test_equally_good_methods_show_no_difference(splits_of):
 def test_a_plain_t_test_over_repeated_splits_would_find_what_is_not_there():
     alarms = 0
     for seed in range(60):
-        first, second = compared(seed, shuffled, 2, signal=0.0).scores.values()
+        first, second = compared(seed, TWENTY_RANDOM, 2, signal=0.0).scores.values()
         alarms += stats.ttest_rel(first, second).pvalue <= 0.05
     assert alarms >= 12
 
