@@ -8,15 +8,20 @@ their data files are read; nothing is downloaded.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, PackagePath, files
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_sequence
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+OF_A_FAMILY = 10  # at most, in a task, so that no family decides about a fold
+_MOST = 1000  # peptides of a task, so that finding their families takes no longer than a second
 _CODE = {letter: index for index, letter in enumerate(AMINO_ACIDS)}
 
 
@@ -33,6 +38,15 @@ class Split(NamedTuple):
     train: list[Peptide]
     val: list[Peptide]
     test: list[Peptide]
+
+
+class Task(NamedTuple):
+    """N peptides: padded residues (N, T, 20), lengths (N,), labels (N,) and families (N,)."""
+
+    residues: Tensor
+    lengths: Tensor
+    labels: Tensor
+    families: Tensor
 
 
 def load_encoder(version: str = "V6") -> tuple[nn.LSTM, nn.Linear]:
@@ -72,6 +86,45 @@ def load_anticancer() -> list[Peptide]:
     text = _data_file("modlamp", "ACP_CancPPD_vs_Random.csv").read_text()
     rows = list(csv.reader(text.splitlines()))[1:]
     return [Peptide(sequence, int(label)) for sequence, label in rows]
+
+
+@cache
+def load_task(name: str = "anticancer") -> Task:
+    """The peptides of a task, "anticancer" or "antimicrobial": at most ten of a family."""
+    peptides = load_anticancer() if name == "anticancer" else load_peptides()
+    order = np.random.default_rng(0).permutation(len(peptides))[:_MOST]
+    chosen = [peptides[index] for index in order]
+    seen: Counter[int] = Counter()
+    kept = []
+    for peptide, family in zip(chosen, families([p.sequence for p in chosen]), strict=True):
+        seen[family] += 1
+        if seen[family] <= OF_A_FAMILY:
+            kept.append((one_hot(peptide.sequence), float(peptide.label), family))
+    residues, labels, of_family = zip(*kept, strict=True)
+    lengths = torch.tensor([len(one) for one in residues])
+    padded = pad_sequence(residues, batch_first=True)
+    return Task(padded, lengths, torch.tensor(labels), torch.tensor(of_family))
+
+
+def few_labelled(
+    data: Task, size: int, splits: int, seed: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of indices (train, test): folds of families, with `size` of the others to train on.
+
+    Each peptide is tested on once, and its family is never in train then. The train set of a
+    smaller size is part of that of a larger one.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # the other examples do without it
+
+    labels = data.labels.numpy()
+    folds = StratifiedGroupKFold(splits, shuffle=True, random_state=seed)
+    pairs = []
+    for number, (others, test) in enumerate(folds.split(labels, labels, data.families)):
+        order = np.random.default_rng(1000 * seed + number).permutation(others)
+        ones = round(size * labels.mean())
+        ones_first = [order[labels[order] == 1][:ones], order[labels[order] == 0][: size - ones]]
+        pairs.append((np.concatenate(ones_first), test))
+    return pairs
 
 
 def families(sequences: Sequence[str], identity: float = 0.8) -> list[int]:
