@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def as_table(found: Found) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("method\ns a split", no_wrap=True)
     for size in found:
-        table.add_column(f"{size} labelled\nto the best", justify="right", no_wrap=True)
+        table.add_column(f"{size} labelled\nto the best", justify="right")
     for name in next(iter(found.values())).scores:
         seconds = " ".join(f"{one.table[name].seconds:.1f}" for one in found.values())
         table.add_row(
@@ -49,7 +50,8 @@ def _cell(found: Comparison, name: str) -> str:
     if row.best:
         return f"{mean}\nbest "
     low, high = row.interval
-    return f"{mean}\n{100 * row.difference:+.1f} ({100 * low:+.1f}, {100 * high:+.1f})"
+    interval = "" if math.isnan(low) else f" ({100 * low:+.1f}, {100 * high:+.1f})"
+    return f"{mean}\n{100 * row.difference:+.1f}{interval}"
 
 
 def draw(found: Found, path: Path, *, of: str) -> None:
