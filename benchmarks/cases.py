@@ -33,6 +33,15 @@ SHAPES = (
     Shape(8, 512, 256, 512, 2),
     Shape(64, 100, 400, 512, 3),
 )
+# A call's fixed cost is all of these calls: single steps, as in streaming, and short sequences.
+SMALL_SHAPES = (
+    Shape(4, 5, 8, 8, 1),
+    Shape(4, 5, 8, 8, 2),
+    Shape(1, 1, 8, 8, 1),
+    Shape(1, 1, 64, 64, 1),
+    Shape(1, 1, 128, 128, 2),
+    Shape(2, 20, 32, 32, 2),
+)
 QUICK_SHAPES = (Shape(4, 12, 8, 16, 2), Shape(3, 8, 8, 8, 1))
 FORMS = ("dense", "packed")
 

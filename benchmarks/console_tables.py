@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 from run_summary import RunVerdict, totals
-from summary import Row, different, equality, shape_of, verdicts
+from summary import Row, all_rows, different, equality, shape_of, verdicts
 
 WIDTH = 100
 
@@ -25,7 +25,7 @@ def console() -> Console:
 
 def milliseconds(value: float) -> str:
     """About three digits."""
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+    return f"{value:.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def all_tables(results: dict[str, Any]) -> Group:
@@ -34,13 +34,15 @@ def all_tables(results: dict[str, Any]) -> Group:
     for form in FORMS:
         if rows := [row for row in results["rows"] if row["form"] == form]:
             parts.append(times(rows, form))
+        if rows := [row for row in results["small"] if row["form"] == form]:
+            parts.append(times(rows, f"{form}, small calls"))
     if results["memory"]:
         parts.append(memory(results["memory"]))
     if results["growth"]:
         parts.append(growth(results["growth"]))
     if results["tracing"]:
         parts.append(tracing(results["tracing"]))
-    measured = results["rows"] + results["growth"]
+    measured = all_rows(results)
     style = "bold red" if different(measured) else ""
     parts += [targets(results["rows"], results.get("seed")), Text(equality(measured), style)]
     return Group(*parts)

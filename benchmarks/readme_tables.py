@@ -23,7 +23,7 @@ from machine import in_words
 from others import MODES
 from run_summary import run_verdicts, totals
 from speed import RESULTS, ROOT
-from summary import Row, equality, shape_of, verdicts
+from summary import Row, all_rows, equality, shape_of, verdicts
 from whole_runs import BASELINE
 
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -32,7 +32,7 @@ README, DOCS = ROOT / "README.md", ROOT / "docs"
 def speed_means(results: dict[str, Any]) -> str:
     """Where it was measured, and means over the shapes against targets."""
     rows = results["rows"]
-    measured = equality(rows + results["growth"])
+    measured = equality(all_rows(results))
     where = f"{in_words(results['machine'])}. {measured}"
     return f"{where}\n\n{_targets(rows, results.get('seed'))}"
 
@@ -47,6 +47,11 @@ def speed_tables(results: dict[str, Any]) -> str:
             f"brackets the median milliseconds of each, which need not have just that ratio); the "
             f"last column is training ({FLOOR_CASE}): nn.LSTM's and BiLSTM's time / GEMM floor.",
             _shapes([row for row in rows if row["form"] == form]),
+        ]
+    if results["small"]:
+        parts += [
+            "Small calls, where the fixed cost of a call is nearly all: the same numbers.",
+            _small(results["small"]),
         ]
     if results["memory"]:
         parts += ["Peak memory of a call, MB, nn.LSTM / BiLSTM.", _memory(results["memory"])]
@@ -263,6 +268,14 @@ def _shapes(rows: Sequence[Row]) -> str:
         floor = f"{trained['nn_over_floor']:.2f}, {trained['over_floor']:.2f}" if trained else ""
         lines.append([shape, *cells, floor])
     return _markdown(["B, T, I, H, L", *cases, "/ floor"], lines)
+
+
+def _small(rows: Sequence[Row]) -> str:
+    found = {(shape_of(row), row["form"], row["case"]): row for row in rows}
+    columns = list(dict.fromkeys((row["form"], row["case"]) for row in rows))
+    shapes = dict.fromkeys(shape_of(row) for row in rows)
+    lines = [[shape, *(_cell(found[shape, f, c]) for f, c in columns)] for shape in shapes]
+    return _markdown(["B, T, I, H, L", *(", ".join(column) for column in columns)], lines)
 
 
 def _cell(row: Row | None) -> str:

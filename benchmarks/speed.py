@@ -32,6 +32,7 @@ from cases import (
     QUICK_SHAPES,
     SAMPLE_CASES,
     SHAPES,
+    SMALL_SHAPES,
     Shape,
     applies,
     batch_sizes_of,
@@ -45,7 +46,7 @@ from machine import machine
 from peak_memory import SIDES, peak_megabytes
 from rich.progress import Progress
 from side_by_side import compare, sides, time_pairs
-from summary import Row, different
+from summary import Row, all_rows, different
 from tracing import LENGTHS, QUICK_LENGTHS, traces
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,6 +120,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if "times" in args.parts:
             track = progress.track(steps, description="times")
             results["rows"] = [measure(s, f, c, gemm, seconds) for f, c, s in track]
+        small = [(f, c, s) for f in FORMS for c in SAMPLE_CASES for s in SMALL_SHAPES]
+        track = progress.track(small if "small" in args.parts else [], description="small calls")
+        results["small"] = [
+            measure(s, f, c, gemm, min(seconds, _GROWTH_SECONDS)) for f, c, s in track
+        ]
         track = progress.track(grown, description="growth")
         results["growth"] = [
             {"varied": size, **measure(s, f, FLOOR_CASE, gemm, min(seconds, _GROWTH_SECONDS))}
@@ -156,7 +162,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sample", type=int, metavar="N", help="N random shapes of the grid")
     parser.add_argument("--seed", type=int, help="the seed that draws them; needed with --sample")
     parser.add_argument("--cases", nargs="+", choices=EVERY, metavar="CASE", help=", ".join(EVERY))
-    parts = ("times", "growth", "memory", "tracing")
+    parts = ("times", "small", "growth", "memory", "tracing")
     parser.add_argument("--parts", nargs="+", choices=parts, default=None)
     parser.add_argument(
         "--device", default="cpu", choices=DEVICE_FOLDERS, help="memory is the CPU's only"
@@ -185,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     screen.print(all_tables(results))
     for path in save(results, args.out):
         screen.print(f"wrote {path}")
-    return 1 if different(results["rows"] + results["growth"]) else 0
+    return 1 if different(all_rows(results)) else 0
 
 
 def _folder_of(args: argparse.Namespace) -> str:

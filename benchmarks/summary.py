@@ -54,6 +54,11 @@ def verdicts(rows: Sequence[Row], sampled: bool = False) -> list[Verdict]:
     return found
 
 
+def all_rows(results: dict[str, Any]) -> list[Row]:
+    """The rows of every part of a run, each of which compares the results, too."""
+    return [*results["rows"], *results["small"], *results["growth"]]
+
+
 def different(rows: Iterable[Row]) -> list[Row]:
     """The rows whose two sides did not give the same results."""
     return [row for row in rows if not row["equal"]]

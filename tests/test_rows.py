@@ -33,7 +33,7 @@ def packed_of(lengths):
 @settings(deadline=None)
 def test_reverse_rows_turn_every_sequence_round(lengths):
     packed = packed_of(lengths)
-    rows = packed_rows(packed, both_directions=True)
+    rows = packed_rows(packed, both_directions=True, traced=False)
     turned = packed._replace(data=flipped(rows.data, rows.reverse))
     padded, found = pad_packed_sequence(turned, batch_first=True)
     assert found.tolist() == lengths
@@ -88,9 +88,9 @@ def test_dense_rows_are_contiguous_and_time_major(batch_first):
 
 def test_one_direction_needs_no_reverse_order():
     packed = packed_of([3, 1])
-    assert packed_rows(packed, both_directions=False).reverse is None
+    assert packed_rows(packed, both_directions=False, traced=False).reverse is None
     assert torch.equal(
-        packed_rows(packed, both_directions=True).reverse,
+        packed_rows(packed, both_directions=True, traced=False).reverse,
         reverse_rows(packed.data, packed.batch_sizes),
     )
 

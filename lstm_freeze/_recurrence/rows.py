@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .tracing import is_traced
-
 
 class Rows(NamedTuple):
     """A batch of sequences in the internal form.
@@ -64,15 +62,16 @@ def dense_rows(input: Tensor, batch_first: bool) -> Rows:
     return Rows(input.contiguous())
 
 
-def packed_rows(input: PackedSequence, both_directions: bool) -> Rows:
+def packed_rows(input: PackedSequence, both_directions: bool, traced: bool) -> Rows:
     """A PackedSequence's rows, with the order the reverse direction reads them in."""
     # A copy: the caller may share the sizes' memory with others, and write to it before backward.
     data, batch_sizes = input.data.contiguous(), input.batch_sizes.clone()
-    if not is_traced(data) and (not both_directions or batch_sizes.is_meta):
+    if not traced:
         check_packed(data, batch_sizes)
-    if both_directions:
-        return Rows(data, batch_sizes, reverse_rows(data, batch_sizes))
-    return Rows(data, batch_sizes)
+    if not both_directions:
+        return Rows(data, batch_sizes)
+    reverse = reverse_rows if traced else _reverse_rows
+    return Rows(data, batch_sizes, reverse(data, batch_sizes))
 
 
 def flipped(rows: Tensor, reverse: Tensor | None) -> Tensor:
@@ -213,6 +212,10 @@ def reverse_rows(data: Tensor, batch_sizes: Tensor) -> Tensor:
     tensor([4, 3, 2, 1, 0])
     """
     check_packed(data, batch_sizes)
+    return _reverse_rows(data, batch_sizes)
+
+
+def _reverse_rows(data: Tensor, batch_sizes: Tensor) -> Tensor:
     rows, host = data.shape[0], batch_sizes.device
     steps = torch.arange(len(batch_sizes), device=host)
     starts = batch_sizes.cumsum(0) - batch_sizes

@@ -307,7 +307,7 @@ class BiLSTM(LSTMBase):
         traced = is_traced(data)
         if not traced:
             checks.check_are_there(data, hx)
-        rows = packed_rows(input, self.bidirectional)
+        rows = packed_rows(input, self.bidirectional, traced)
         if hx is not None:
             sizes = self.state_sizes(data, batch_sizes)
             hx = checks.packed_states(hx, sizes, input.sorted_indices)
