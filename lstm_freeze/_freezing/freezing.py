@@ -201,7 +201,10 @@ def freeze_up_to(
             f"got {layer_or_target!r}"
         )
     if isinstance(layer_or_target, SupportsIndex):
-        last = select_in(tree, layers=layer_or_target).distinct
+        try:
+            last = select_in(tree, layers=layer_or_target).distinct
+        except ValueError as error:
+            raise ValueError(f"layer_or_target={layer_or_target!r} is a layer: {error}") from None
     else:
         last = select_in(tree, (layer_or_target,)).distinct
     if groups is None:

@@ -112,7 +112,7 @@ class FrozenTensors:
         self._links = list(self._path_links())
 
     def _buffers(self, tree: Tree, frozen: Collection[Key]) -> Iterator[Remembered]:
-        """The buffers of normalisation layers whose deciding parameters are all among these."""
+        """The buffers of normalisation layers whose parameters are all among these."""
         for path, module in tree.modules.items():
             if not (is_normalization(module) or is_scripted_normalization(module)):
                 continue

@@ -25,6 +25,7 @@ from .cell import GATES, gates_size
 from .rows import Run
 from .weights import Gradients, State, Weights
 
+_NAME = f"{__package__}._timeloop"
 _INTERFACE = 3  # the version of the extension's functions that this file calls
 
 try:
@@ -48,10 +49,9 @@ def _wanted(setting: str, extension: ModuleType | None) -> bool:
         )
     if setting == "1" and extension is None:
         warn(
-            "LSTM_FREEZE_NATIVE=1 asks for the native loop, but its extension "
-            "lstm_freeze._recurrence._timeloop was not built for this version of the package, so "
-            "torch operations do its work; install a C compiler and then lstm-freeze again, or "
-            "unset LSTM_FREEZE_NATIVE",
+            f"LSTM_FREEZE_NATIVE=1 asks for the native loop, but its extension {_NAME} was not "
+            "built for this version of the package, so torch operations do its work; install a C "
+            "compiler and then lstm-freeze again, or unset LSTM_FREEZE_NATIVE",
             RuntimeWarning,
         )
     return extension is not None and (setting == "1" or (not setting and _is_measured(extension)))
@@ -74,9 +74,8 @@ def enable(on: bool) -> bool:
     global _enabled
     if on and _extension is None:
         raise RuntimeError(
-            "the native loop cannot be switched on: its extension lstm_freeze._timeloop was not "
-            "built for this version of the package; install a C compiler and then lstm-freeze "
-            "again"
+            f"the native loop cannot be switched on: its extension {_NAME} was not built for this "
+            "version of the package; install a C compiler and then lstm-freeze again"
         )
     before, _enabled = _enabled, bool(on)
     return before
@@ -95,7 +94,7 @@ def switched(on: bool) -> Iterator[None]:
 def which_loop() -> str:
     """Which loop float32 layers on the CPU use, in words: `native (avx2)`, `torch (...)`."""
     if _extension is None:
-        return "torch (the extension lstm_freeze._recurrence._timeloop is not built)"
+        return f"torch (the extension {_NAME} is not built)"
     if not _enabled:
         if not _is_measured(_extension):
             return "torch (no AVX2 here; LSTM_FREEZE_NATIVE=1 asks for the native loop)"

@@ -76,7 +76,10 @@ def as_phases(phases: object) -> tuple[Phase, ...]:
     elif isinstance(phases, Iterable) and not isinstance(phases, (str, bytes)):
         for item in phases:
             if not isinstance(item, Phase):
-                raise TypeError(f"`phases` must hold Phase objects, got {item!r}")
+                raise TypeError(
+                    f"`phases` must hold Phase objects, got {item!r}: write Phase(start, targets), "
+                    "or give a mapping start -> targets instead of a list"
+                )
             found.append(item)
     else:
         raise TypeError(
