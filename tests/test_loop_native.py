@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from lstm_freeze import BiLSTM
-from lstm_freeze._recurrence import loop_native, small
+from lstm_freeze._recurrence import loop_native, memory, small
 from lstm_freeze._recurrence.equations import equations
 from lstm_freeze._recurrence.rows import last_rows, runs_of
 from lstm_freeze._recurrence.weights import Gradients, State, Weights
@@ -596,6 +596,9 @@ def test_gradients_may_come_in_any_layout(loss):
 @pytest.fixture
 def imported_anew(monkeypatch):
     """Runs the module's source again, as a new interpreter would, beside the one in use."""
+
+    # The source that is run chooses the memory, too.
+    monkeypatch.setattr(memory, "_blocks", memory._blocks)
 
     def run(setting=None, extension=None):
         if setting is None:
