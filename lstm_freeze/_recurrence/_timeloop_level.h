@@ -33,10 +33,12 @@ TARGET static void OWN(pack)(const Packing *s, int64_t panel) {
     }
 }
 
-/* m rows, (m, depth), times q panels, into a tile. `first` says that nothing is there yet. */
-INLINE TARGET void OWN(tile_of)(const float *rows, int64_t width, const float *panels,
-                                int64_t panel_size, int64_t depth, float *tile, int first,
-                                const int m, const int q) {
+/* m rows, (m, depth), times q panels, into `out`, with these strides of rows and panels. `first` says
+ * that nothing is there yet. */
+INLINE TARGET void OWN(tile_of)(const float *rows, int64_t of_row, int64_t of_depth,
+                                const float *panels, int64_t panel_size, int64_t depth, float *out,
+                                int64_t out_row, int64_t out_panel, int first, const int m,
+                                const int q) {
     VECTOR sums[MOST_ROWS][MOST_PANELS], columns[MOST_PANELS];
     for (int r = 0; r < m; r++)
         for (int p = 0; p < q; p++)
@@ -47,7 +49,8 @@ INLINE TARGET void OWN(tile_of)(const float *rows, int64_t width, const float *p
             columns[p] = *(const VECTOR *)(panels + p * panel_size + k * LANES);
 #pragma GCC unroll 6
         for (int r = 0; r < m; r++) {
-            VECTOR x = rows[r * width + k] - (VECTOR){0}; /* in every lane: minus zero is exact */
+            /* In every lane: minus zero is exact. */
+            VECTOR x = rows[r * of_row + k * of_depth] - (VECTOR){0};
 #pragma GCC unroll 4
             for (int p = 0; p < q; p++)
                 sums[r][p] = VECTOR_MULTIPLY_ADD(x, columns[p], sums[r][p]);
@@ -55,22 +58,28 @@ INLINE TARGET void OWN(tile_of)(const float *rows, int64_t width, const float *p
     }
     for (int r = 0; r < m; r++)
         for (int p = 0; p < q; p++) {
-            VECTOR *out = (VECTOR *)TILE_ROW(tile, p, r);
+            VECTOR *place = (VECTOR *)(out + r * out_row + p * out_panel);
             if (!first)
-                sums[r][p] += *out;
-            *out = sums[r][p];
+                sums[r][p] += *place;
+            *place = sums[r][p];
         }
 }
 
 #define TILE_CASE(m, q)                                                                            \
     case 8 * m + q:                                                                                \
-        OWN(tile_of)(rows, width, panels, panel_size, depth, tile, first, m, q);                   \
+        if (turned)                                                                                \
+            OWN(tile_of)(rows, 1, MOST_ROWS, panels, panel_size, depth, out, out_row, out_panel,   \
+                         first, m, q);                                                             \
+        else                                                                                       \
+            OWN(tile_of)(rows, width, 1, panels, panel_size, depth, out, out_row, out_panel,       \
+                         first, m, q);                                                             \
         return;
 
-/* The same with m and q known to the compiler. */
-TARGET static void OWN(tile)(const float *rows, int64_t width, const float *panels,
-                             int64_t panel_size, int64_t depth, float *tile, int first, int m,
-                             int q) {
+/* The same with m and q known to the compiler, and of rows `width` apart or, `turned`, of rows side
+ * by side with MOST_ROWS from one depth to the next. */
+TARGET static void OWN(tile)(const float *rows, int64_t width, int turned, const float *panels,
+                             int64_t panel_size, int64_t depth, float *out, int64_t out_row,
+                             int64_t out_panel, int first, int m, int q) {
     switch (8 * m + q) {
         TILE_CASE(1, 1) TILE_CASE(1, 2) TILE_CASE(1, 4)
         TILE_CASE(2, 1) TILE_CASE(2, 2) TILE_CASE(2, 4)
@@ -84,23 +93,88 @@ TARGET static void OWN(tile)(const float *rows, int64_t width, const float *pane
     }
 }
 
+/* Up to CHUNK rows times panels, over one block of their depth, into `out`. Rows are `width` apart
+ * or, `turned`, as `turn` leaves them. */
+TARGET static void OWN(product_block)(const float *rows, int64_t width, int turned, int64_t count,
+                                      const float *panels, int64_t panel_size, int64_t depth,
+                                      int64_t count_panels, float *out, int64_t out_row,
+                                      int64_t out_panel, int first) {
+    int64_t blocks = (count + MOST_ROWS - 1) / MOST_ROWS;
+    int most = (int)((count + blocks - 1) / blocks);
+    for (int64_t p = 0, q; p < count_panels; p += q) {
+        for (q = MOST_PANELS; q > 1 && (q * most > TILE || q > count_panels - p);)
+            q /= 2;
+        for (int64_t b = 0; b < blocks; b++) {
+            int64_t r = count * b / blocks;
+            OWN(tile)(turned ? rows + b * MOST_ROWS * depth : rows + r * width, width, turned,
+                      panels + p * panel_size, panel_size, depth,
+                      out + r * out_row + p * out_panel, out_row, out_panel, first,
+                      (int)(count * (b + 1) / blocks - r), (int)q);
+        }
+    }
+}
+
 /* Up to CHUNK rows, (count, depth), times up to MOST_PANELS panels, into a tile. */
 TARGET static void OWN(product)(const float *rows, int64_t width, int64_t count,
                                 const float *panels, int64_t depth, int count_panels,
                                 float *tile) {
-    int64_t blocks = (count + MOST_ROWS - 1) / MOST_ROWS;
-    int most = (int)((count + blocks - 1) / blocks);
     for (int64_t k = 0; k < depth; k += DEPTH_BLOCK)
-        for (int p = 0, q; p < count_panels; p += q) {
-            for (q = MOST_PANELS; q > 1 && (q * most > TILE || q > count_panels - p);)
-                q /= 2;
-            for (int64_t b = 0; b < blocks; b++) {
-                int64_t r = count * b / blocks;
-                OWN(tile)(rows + r * width + k, width, panels + (p * depth + k) * LANES,
-                          depth * LANES, smaller(DEPTH_BLOCK, depth - k), TILE_ROW(tile, p, r),
-                          k == 0, (int)(count * (b + 1) / blocks - r), q);
-            }
+        OWN(product_block)(rows + k, width, 0, count, panels + k * LANES, depth * LANES,
+                           smaller(DEPTH_BLOCK, depth - k), count_panels, tile, LANES,
+                           CHUNK * LANES, k == 0);
+}
+
+/* Rows that lie side by side, (depth, count), tile by tile as the innermost loop reads them. */
+TARGET static void OWN(turn)(const float *rows, int64_t of_depth, int64_t count, int64_t depth,
+                             float *restrict out) {
+    int64_t blocks = (count + MOST_ROWS - 1) / MOST_ROWS;
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t first = count * b / blocks, m = count * (b + 1) / blocks - first;
+        float *tile = out + b * MOST_ROWS * depth;
+        if (m == MOST_ROWS)
+            for (int64_t k = 0; k < depth; k++)
+                memcpy(tile + k * MOST_ROWS, rows + k * of_depth + first, MOST_ROWS * sizeof(float));
+        else
+            for (int64_t k = 0; k < depth; k++)
+                for (int64_t r = 0; r < m; r++)
+                    tile[k * MOST_ROWS + r] = rows[k * of_depth + first + r];
+    }
+}
+
+/* Rows [low, low + count), at most CHUNK, of a product, in the columns of panels [from, to). Each
+ * number is the sum of its start, if any, and of the depth's blocks, in this order. */
+TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, int64_t from,
+                                 int64_t to) {
+    float scratch[CHUNK * DEPTH_BLOCK], tail[CHUNK * LANES];
+    int64_t full = smaller(to, s->columns / LANES), rest = s->columns - full * LANES;
+    int64_t first = from * LANES, last = smaller(to * LANES, s->columns);
+    int64_t panel_size = s->depth * LANES;
+    int turned = s->of_depth != 1;
+    float *out = s->out + low * s->columns;
+    for (int64_t r = 0; s->start && r < count; r++)
+        memcpy(out + r * s->columns + first, s->start + first,
+               (size_t)(last - first) * sizeof(float));
+    for (int64_t k = 0; k < s->depth; k += DEPTH_BLOCK) {
+        const float *rows = s->matrix + low * s->of_row + k * s->of_depth;
+        const float *panels = s->panels + k * LANES;
+        int64_t depth = smaller(DEPTH_BLOCK, s->depth - k);
+        int nothing = !k && !s->start;
+        if (turned) {
+            OWN(turn)(rows, s->of_depth, count, depth, scratch);
+            rows = scratch;
         }
+        OWN(product_block)(rows, s->of_row, turned, count, panels + from * panel_size, panel_size,
+                           depth, full - from, out + first, s->columns, LANES, nothing);
+        if (full == to)
+            continue;
+        OWN(product_block)(rows, s->of_row, turned, count, panels + full * panel_size, panel_size,
+                           depth, 1, tail, LANES, 0, 1);
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t j = 0; j < rest; j++) {
+                float *place = out + r * s->columns + full * LANES + j;
+                *place = nothing ? tail[r * LANES + j] : tail[r * LANES + j] + *place;
+            }
+    }
 }
 
 INLINE TARGET void OWN(forward_units)(int64_t H, int width, const float *tile, float *gates,

@@ -1,9 +1,11 @@
-"""The time loop of an LSTM layer in C, where it applies.
+"""The time loop of an LSTM layer and the products around it in C, where they apply.
 
 It applies to float32 on the CPU when the extension was built with the package and is not switched
 off (`LSTM_FREEZE_NATIVE=0` in the environment, read at import, or `enable(False)`). Everything else
 goes through the torch operations of `loop_torch`; the two agree to rounding. Which one a layer
-takes depends on dtype, device and this switch alone, never on what is frozen or on grad mode.
+takes depends on dtype, device and this switch alone, never on what is frozen or on grad mode. A
+product depends on its shape, too. The extension's gives a row of its left side the same bits
+whatever other rows there are.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +28,7 @@ from .cell import GATES, gates_size
 from .rows import Run
 from .weights import Gradients, State, Weights
 
-_INTERFACE = 2  # the version of the extension's functions that this file calls
+_INTERFACE = 3  # the version of the extension's functions that this file calls
 
 try:
     from . import _timeloop
@@ -106,6 +109,55 @@ def which_loop() -> str:
 def applies(tensor: Tensor) -> bool:
     """Whether layers over tensors of this dtype and device go through the native loop."""
     return _enabled and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+
+
+# Below these, packing the right side of a product costs more than the faster product saves.
+_FEWEST_ROWS = 3
+_FEWEST_MULTIPLICATIONS = 2**20
+
+
+class Right(NamedTuple):
+    """The right side of products, (K, N), and its panels where the extension makes them."""
+
+    matrix: Tensor
+    panels: Tensor | None
+
+
+def right(matrix: Tensor, rows: int) -> Right:
+    """Prepares the right side of products with a left side of `rows` rows in all."""
+    pays = rows >= _FEWEST_ROWS and rows * matrix.numel() >= _FEWEST_MULTIPLICATIONS
+    if not (pays and applies(matrix)):
+        return Right(matrix, None)
+    depth, columns = matrix.shape
+    return Right(matrix, _panels("right", [matrix.t()], columns, depth))
+
+
+def multiply(left: Tensor, by: Right, out: Tensor, start: Tensor | None = None) -> Tensor:
+    """Writes left @ right + start into `out`, (M, N) and contiguous; `start` is (N,)."""
+    if by.panels is None:
+        if start is None:
+            return torch.mm(left, by.matrix, out=out)
+        return torch.addmm(start, left, by.matrix, out=out)
+    rows, (depth, columns) = left.shape[0], by.matrix.shape
+    left = left if 1 in left.stride() else left.contiguous()
+    start = None if start is None else start.contiguous()
+    if out.shape != (rows, columns) or not out.is_contiguous():
+        raise _does_not_fit("out", out, f"({rows}, {columns}), contiguous")
+    if left.shape[1] != depth or not is_there(left):
+        raise _does_not_fit("left", left, f"({rows}, {depth}), all of it in memory")
+    for name, tensor in (("left", left), ("out", out)):
+        _check_kind(name, tensor)
+    beginning = 0 if start is None else start.data_ptr()
+    addresses = (left.data_ptr(), by.panels.data_ptr(), beginning, out.data_ptr())
+    job = _packed((rows, depth, columns, *left.stride(), *addresses))
+    _timeloop.multiply(torch.get_num_threads(), job, (left, by, start, out))
+    return out
+
+
+def product(left: Tensor, matrix: Tensor) -> Tensor:
+    """A new tensor left @ matrix."""
+    out = left.new_empty(left.shape[0], matrix.shape[1])
+    return multiply(left, right(matrix, left.shape[0]), out)
 
 
 class NativeForward:
@@ -197,8 +249,8 @@ def _panels(name: str, weights: Sequence[Tensor], units: int, depth: int, gates:
     """The weights of each direction, (gates * units, depth), in panels of units: (D, size)."""
     lanes = _timeloop.lanes()
     width = -(-units // lanes) * lanes
-    panels = memory.empty(weights[0], len(weights), gates * width * depth)
-    for weight, out in zip(weights, panels, strict=True):
+    packed = memory.empty(weights[0], len(weights), gates * width * depth)
+    for weight, out in zip(weights, packed, strict=True):
         # An alias: it keeps the memory alive if another thread replaces the weight's meanwhile.
         alias = weight.detach()
         if alias.shape != (gates * units, depth) or not is_there(alias):
@@ -206,7 +258,7 @@ def _panels(name: str, weights: Sequence[Tensor], units: int, depth: int, gates:
         _check_kind(name, alias)
         numbers = (gates, units, depth, *alias.stride(), alias.data_ptr(), out.data_ptr())
         _timeloop.pack(torch.get_num_threads(), _packed(numbers), (alias, out))
-    return panels
+    return packed
 
 
 def _operands(hh: Tensor, hr: Tensor | None) -> tuple[tuple[int, int], tuple[int, int]]:
