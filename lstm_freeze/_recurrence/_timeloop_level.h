@@ -81,13 +81,14 @@ TARGET static void OWN(tile)(const float *rows, int64_t width, int turned, const
                              int64_t panel_size, int64_t depth, float *out, int64_t out_row,
                              int64_t out_panel, int first, int m, int q) {
     switch (8 * m + q) {
-        TILE_CASE(1, 1) TILE_CASE(1, 2) TILE_CASE(1, 4)
-        TILE_CASE(2, 1) TILE_CASE(2, 2) TILE_CASE(2, 4)
-        TILE_CASE(3, 1) TILE_CASE(3, 2) TILE_CASE(3, 4)
-        TILE_CASE(4, 1) TILE_CASE(4, 2)
+        TILE_CASE(1, 1) TILE_CASE(1, 2) TILE_CASE(1, 3) TILE_CASE(1, 4)
+        TILE_CASE(2, 1) TILE_CASE(2, 2) TILE_CASE(2, 3) TILE_CASE(2, 4)
+        TILE_CASE(3, 1) TILE_CASE(3, 2) TILE_CASE(3, 3) TILE_CASE(3, 4)
+        TILE_CASE(4, 1) TILE_CASE(4, 2) TILE_CASE(4, 3)
         TILE_CASE(5, 1) TILE_CASE(5, 2)
         TILE_CASE(6, 1) TILE_CASE(6, 2)
 #if TILE >= 24
+        TILE_CASE(5, 3) TILE_CASE(6, 3)
         TILE_CASE(4, 4) TILE_CASE(5, 4) TILE_CASE(6, 4)
 #endif
     }
@@ -102,7 +103,8 @@ TARGET static void OWN(product_block)(const float *rows, int64_t width, int turn
     int64_t blocks = (count + MOST_ROWS - 1) / MOST_ROWS;
     int most = (int)((count + blocks - 1) / blocks);
     for (int64_t p = 0, q; p < count_panels; p += q) {
-        for (q = MOST_PANELS; q > 1 && (q * most > TILE || q > count_panels - p);)
+        for (q = count_panels - p == 3 ? 3 : MOST_PANELS;
+             q > 1 && (q * most > TILE || q > count_panels - p);)
             q /= 2;
         for (int64_t b = 0; b < blocks; b++) {
             int64_t r = count * b / blocks;
@@ -145,35 +147,39 @@ TARGET static void OWN(turn)(const float *rows, int64_t of_depth, int64_t count,
  * number is the sum of its start, if any, and of the depth's blocks, in this order. */
 TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, int64_t from,
                                  int64_t to) {
-    float scratch[CHUNK * DEPTH_BLOCK], tail[CHUNK * LANES];
-    int64_t full = smaller(to, s->columns / LANES), rest = s->columns - full * LANES;
-    int64_t first = from * LANES, last = smaller(to * LANES, s->columns);
-    int64_t panel_size = s->depth * LANES;
+    float scratch[CHUNK * DEPTH_BLOCK], tile[MOST_PANELS * CHUNK * LANES];
+    int64_t last = smaller(to * LANES, s->columns), whole = s->columns / LANES;
+    int64_t panel_size = s->depth * LANES, N = s->columns;
     int turned = s->of_depth != 1;
-    float *out = s->out + low * s->columns;
+    float *out = s->out + low * N;
     for (int64_t r = 0; s->start && r < count; r++)
-        memcpy(out + r * s->columns + first, s->start + first,
-               (size_t)(last - first) * sizeof(float));
+        memcpy(out + r * N + from * LANES, s->start + from * LANES,
+               (size_t)(last - from * LANES) * sizeof(float));
     for (int64_t k = 0; k < s->depth; k += DEPTH_BLOCK) {
         const float *rows = s->matrix + low * s->of_row + k * s->of_depth;
-        const float *panels = s->panels + k * LANES;
         int64_t depth = smaller(DEPTH_BLOCK, s->depth - k);
         int nothing = !k && !s->start;
         if (turned) {
             OWN(turn)(rows, s->of_depth, count, depth, scratch);
             rows = scratch;
         }
-        OWN(product_block)(rows, s->of_row, turned, count, panels + from * panel_size, panel_size,
-                           depth, full - from, out + first, s->columns, LANES, nothing);
-        if (full == to)
-            continue;
-        OWN(product_block)(rows, s->of_row, turned, count, panels + full * panel_size, panel_size,
-                           depth, 1, tail, LANES, 0, 1);
-        for (int64_t r = 0; r < count; r++)
-            for (int64_t j = 0; j < rest; j++) {
-                float *place = out + r * s->columns + full * LANES + j;
-                *place = nothing ? tail[r * LANES + j] : tail[r * LANES + j] + *place;
+        for (int64_t p = from, q; p < to; p += q) {
+            const float *panels = s->panels + p * panel_size + k * LANES;
+            q = smaller(MOST_PANELS, to - p);
+            if (p + q <= whole) {
+                OWN(product_block)(rows, s->of_row, turned, count, panels, panel_size, depth, q,
+                                   out + p * LANES, N, LANES, nothing);
+                continue;
             }
+            OWN(product_block)(rows, s->of_row, turned, count, panels, panel_size, depth, q, tile,
+                               MOST_PANELS * LANES, LANES, 1);
+            for (int64_t r = 0; r < count; r++) {
+                const float *sums = tile + r * MOST_PANELS * LANES;
+                float *place = out + r * N + p * LANES;
+                for (int64_t j = 0; j < last - p * LANES; j++)
+                    place[j] = nothing ? sums[j] : sums[j] + place[j];
+            }
+        }
     }
 }
 
@@ -197,6 +203,24 @@ INLINE TARGET void OWN(forward_units)(int64_t H, int width, const float *tile, f
     }
 }
 
+/* The same for fewer units than lanes, in whole vectors: a copy of them, filled up with zeros. */
+TARGET static void OWN(forward_last_units)(int64_t H, int width, const float *tile, float *gates,
+                                           const float *c_before, float *c, float *h, int keep) {
+    float own_gates[4 * LANES] = {0}, own_c[LANES] = {0}, own_h[LANES];
+    for (int k = 0; k < width; k++) {
+        for (int g = 0; g < 4; g++)
+            own_gates[g * LANES + k] = gates[g * H + k];
+        own_c[k] = c_before[k];
+    }
+    OWN(forward_units)(LANES, LANES, tile, own_gates, own_c, own_c, own_h, 1);
+    for (int k = 0; k < width; k++) {
+        for (int g = 0; keep && g < 4; g++)
+            gates[g * H + k] = own_gates[g * LANES + k];
+        c[k] = own_c[k];
+        h[k] = own_h[k];
+    }
+}
+
 /* One step of up to CHUNK sequences from `first` on, before any projection. */
 TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, int64_t before,
                                       int64_t first, int64_t count) {
@@ -211,6 +235,9 @@ TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, 
                                  : at(s->hidden, d, batch + row + first, H);
     for (int64_t u = 0; u < H; u += LANES) {
         int width = (int)smaller(LANES, H - u);
+        for (int64_t r = 0; r < count; r++)
+            for (int g = 0; g < 4; g++)
+                __builtin_prefetch(gates + (r * 4 + g) * H + u, 1, 2);
         OWN(product)(h_before, P, count, panels + u * 4 * P, P, 4, tile);
         for (int64_t r = 0; r < count; r++) {
             const float *sums = TILE_ROW(tile, 0, r);
@@ -221,7 +248,8 @@ TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, 
             else if (width == LANES)
                 OWN(forward_units)(H, LANES, sums, g, c_before + k, c + k, h + k, 0);
             else
-                OWN(forward_units)(H, width, sums, g, c_before + k, c + k, h + k, (int)s->keep);
+                OWN(forward_last_units)(H, width, sums, g, c_before + k, c + k, h + k,
+                                        (int)s->keep);
         }
     }
 }
@@ -273,6 +301,29 @@ INLINE TARGET void OWN(backward_units)(int64_t H, int width, const float *later,
     }
 }
 
+/* The same for fewer units than lanes, in whole vectors: a copy of them, filled up with zeros. */
+TARGET static void OWN(backward_last_units)(int64_t H, int width, const float *later,
+                                            const float *dh, float *dc, const float *gates,
+                                            const float *c_before, const float *c, float *dgates) {
+    float own_gates[4 * LANES] = {0}, own_c[3 * LANES] = {0}, own_dgates[4 * LANES];
+    float own_dh[LANES] = {0};
+    for (int k = 0; k < width; k++) {
+        for (int g = 0; g < 4; g++)
+            own_gates[g * LANES + k] = gates[g * H + k];
+        own_c[k] = c_before[k];
+        own_c[LANES + k] = c[k];
+        own_c[2 * LANES + k] = dc[k];
+        own_dh[k] = dh ? dh[k] : 0.0f;
+    }
+    OWN(backward_units)(LANES, LANES, later, dh ? own_dh : 0, own_c + 2 * LANES, own_gates, own_c,
+                        own_c + LANES, own_dgates);
+    for (int k = 0; k < width; k++) {
+        for (int g = 0; g < 4; g++)
+            dgates[g * H + k] = own_dgates[g * LANES + k];
+        dc[k] = own_c[2 * LANES + k];
+    }
+}
+
 /* What one step of up to CHUNK sequences works on, from its first row. */
 typedef struct {
     float *dh, *dc, *dgates;
@@ -290,9 +341,12 @@ TARGET static void OWN(backward_tile)(int64_t H, int64_t u, int panels, int64_t 
             if (width == LANES && dh)
                 OWN(backward_units)(H, LANES, later, dh + k, s->dc + k, s->gates + g,
                                     s->c_before + k, s->c + k, s->dgates + g);
+            else if (width == LANES)
+                OWN(backward_units)(H, LANES, later, 0, s->dc + k, s->gates + g, s->c_before + k,
+                                    s->c + k, s->dgates + g);
             else
-                OWN(backward_units)(H, width, later, dh ? dh + k : 0, s->dc + k, s->gates + g,
-                                    s->c_before + k, s->c + k, s->dgates + g);
+                OWN(backward_last_units)(H, width, later, dh ? dh + k : 0, s->dc + k, s->gates + g,
+                                         s->c_before + k, s->c + k, s->dgates + g);
         }
 }
 
