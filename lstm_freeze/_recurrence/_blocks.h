@@ -26,7 +26,7 @@ typedef struct ManagedTensor {
 #define CAPSULE "dltensor"
 
 #define ALIGNMENT 64
-#define MEGABYTE ((int64_t)1 << 17)
+#define MEGABYTE ((int64_t)1 << 20)
 
 /* Stands before the memory of a block, which begins at the next multiple of ALIGNMENT. */
 typedef struct Block {

@@ -121,6 +121,14 @@ INLINE float hyperbolic_tangent(float x, int fused) {
     return float_of(bits_of(result) | sign);
 }
 
+/* ---- sizes of blocks ------------------------------------------------------------------------ */
+
+#define MOST_ROWS 6     /* rows of a tile of the product */
+#define MOST_PANELS 4   /* panels of a tile; a multiple of them makes a full tile of gates */
+#define CHUNK 48        /* rows that one panel serves while it is in the first cache */
+#define DEPTH_BLOCK 320 /* the same for the depth of the product */
+#define UNIT_PANELS 32  /* the most panels of a unit of work of a product of matrices */
+
 /* ---- what a call is given ------------------------------------------------------------------- */
 
 /* Where an operand (D, rows, F) lies: rows are dense, `direction` floats lie between directions. */
@@ -185,17 +193,17 @@ INLINE float *at(Operand operand, int64_t d, int64_t row, int64_t width) {
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* The depth of the product in as few blocks as can be, of about one size. */
+INLINE int64_t depth_block(int64_t depth) {
+    int64_t blocks = (depth + DEPTH_BLOCK - 1) / DEPTH_BLOCK;
+    return blocks > 1 ? (depth + blocks - 1) / blocks : depth;
+}
+
 INLINE int64_t rows_of(const Steps *s, int64_t step) {
     return s->sizes ? s->sizes[step] : s->batch;
 }
 
 /* ---- the loops, once for each instruction set, chosen when the module loads ------------------ */
-
-#define MOST_ROWS 6     /* rows of a tile of the product */
-#define MOST_PANELS 4   /* panels of a tile; a multiple of them makes a full tile of gates */
-#define CHUNK 48        /* rows that one panel serves while it is in the first cache */
-#define DEPTH_BLOCK 256 /* the same for the depth of the product */
-#define UNIT_PANELS 32  /* the most panels of a unit of work of a product of matrices */
 
 /* The loops touch each element at one place, in order, whatever is in place of what. */
 #if defined(__clang__)

@@ -120,10 +120,10 @@ TARGET static void OWN(product_block)(const float *rows, int64_t width, int turn
 TARGET static void OWN(product)(const float *rows, int64_t width, int64_t count,
                                 const float *panels, int64_t depth, int count_panels,
                                 float *tile) {
-    for (int64_t k = 0; k < depth; k += DEPTH_BLOCK)
+    for (int64_t k = 0, most = depth_block(depth); k < depth; k += most)
         OWN(product_block)(rows + k, width, 0, count, panels + k * LANES, depth * LANES,
-                           smaller(DEPTH_BLOCK, depth - k), count_panels, tile, LANES,
-                           CHUNK * LANES, k == 0);
+                           smaller(most, depth - k), count_panels, tile, LANES, CHUNK * LANES,
+                           k == 0);
 }
 
 /* Rows that lie side by side, (depth, count), tile by tile as the innermost loop reads them. */
@@ -155,9 +155,9 @@ TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, 
     for (int64_t r = 0; s->start && r < count; r++)
         memcpy(out + r * N + from * LANES, s->start + from * LANES,
                (size_t)(last - from * LANES) * sizeof(float));
-    for (int64_t k = 0; k < s->depth; k += DEPTH_BLOCK) {
+    for (int64_t k = 0, most = depth_block(s->depth); k < s->depth; k += most) {
         const float *rows = s->matrix + low * s->of_row + k * s->of_depth;
-        int64_t depth = smaller(DEPTH_BLOCK, s->depth - k);
+        int64_t depth = smaller(most, s->depth - k);
         int nothing = !k && !s->start;
         if (turned) {
             OWN(turn)(rows, s->of_depth, count, depth, scratch);

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-_SMALLEST = 2**17  # bytes; the C library keeps smaller blocks itself
+_SMALLEST = 2**20  # bytes; the C library keeps smaller blocks itself
 
 _blocks: ModuleType | None = None
 
