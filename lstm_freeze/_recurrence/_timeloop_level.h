@@ -33,12 +33,12 @@ TARGET static void OWN(pack)(const Packing *s, int64_t panel) {
     }
 }
 
-/* m rows, (m, depth), times q panels, into `out`, with these strides of rows and panels. `first` says
- * that nothing is there yet. */
+/* m rows, (m, depth), times q panels, into `out`, with these strides of rows and panels. What is at
+ * `added` (its panels lie as those of `out`) is added; null for nothing. */
 INLINE TARGET void OWN(tile_of)(const float *rows, int64_t of_row, int64_t of_depth,
                                 const float *panels, int64_t panel_size, int64_t depth, float *out,
-                                int64_t out_row, int64_t out_panel, int first, const int m,
-                                const int q) {
+                                int64_t out_row, int64_t out_panel, const float *added,
+                                int64_t added_row, const int m, const int q) {
     VECTOR sums[MOST_ROWS][MOST_PANELS], columns[MOST_PANELS];
     for (int r = 0; r < m; r++)
         for (int p = 0; p < q; p++)
@@ -58,10 +58,9 @@ INLINE TARGET void OWN(tile_of)(const float *rows, int64_t of_row, int64_t of_de
     }
     for (int r = 0; r < m; r++)
         for (int p = 0; p < q; p++) {
-            VECTOR *place = (VECTOR *)(out + r * out_row + p * out_panel);
-            if (!first)
-                sums[r][p] += *place;
-            *place = sums[r][p];
+            if (added)
+                sums[r][p] += *(const VECTOR *)(added + r * added_row + p * out_panel);
+            *(VECTOR *)(out + r * out_row + p * out_panel) = sums[r][p];
         }
 }
 
@@ -69,17 +68,18 @@ INLINE TARGET void OWN(tile_of)(const float *rows, int64_t of_row, int64_t of_de
     case 8 * m + q:                                                                                \
         if (turned)                                                                                \
             OWN(tile_of)(rows, 1, MOST_ROWS, panels, panel_size, depth, out, out_row, out_panel,   \
-                         first, m, q);                                                             \
+                         added, added_row, m, q);                                                  \
         else                                                                                       \
             OWN(tile_of)(rows, width, 1, panels, panel_size, depth, out, out_row, out_panel,       \
-                         first, m, q);                                                             \
+                         added, added_row, m, q);                                                  \
         return;
 
 /* The same with m and q known to the compiler, and of rows `width` apart or, `turned`, of rows side
  * by side with MOST_ROWS from one depth to the next. */
 TARGET static void OWN(tile)(const float *rows, int64_t width, int turned, const float *panels,
                              int64_t panel_size, int64_t depth, float *out, int64_t out_row,
-                             int64_t out_panel, int first, int m, int q) {
+                             int64_t out_panel, const float *added, int64_t added_row, int m,
+                             int q) {
     switch (8 * m + q) {
         TILE_CASE(1, 1) TILE_CASE(1, 2) TILE_CASE(1, 3) TILE_CASE(1, 4)
         TILE_CASE(2, 1) TILE_CASE(2, 2) TILE_CASE(2, 3) TILE_CASE(2, 4)
@@ -99,7 +99,7 @@ TARGET static void OWN(tile)(const float *rows, int64_t width, int turned, const
 TARGET static void OWN(product_block)(const float *rows, int64_t width, int turned, int64_t count,
                                       const float *panels, int64_t panel_size, int64_t depth,
                                       int64_t count_panels, float *out, int64_t out_row,
-                                      int64_t out_panel, int first) {
+                                      int64_t out_panel, const float *added, int64_t added_row) {
     int64_t blocks = (count + MOST_ROWS - 1) / MOST_ROWS;
     int most = (int)((count + blocks - 1) / blocks);
     for (int64_t p = 0, q; p < count_panels; p += q) {
@@ -110,7 +110,8 @@ TARGET static void OWN(product_block)(const float *rows, int64_t width, int turn
             int64_t r = count * b / blocks;
             OWN(tile)(turned ? rows + b * MOST_ROWS * depth : rows + r * width, width, turned,
                       panels + p * panel_size, panel_size, depth,
-                      out + r * out_row + p * out_panel, out_row, out_panel, first,
+                      out + r * out_row + p * out_panel, out_row, out_panel,
+                      added ? added + r * added_row + p * out_panel : 0, added_row,
                       (int)(count * (b + 1) / blocks - r), (int)q);
         }
     }
@@ -123,7 +124,7 @@ TARGET static void OWN(product)(const float *rows, int64_t width, int64_t count,
     for (int64_t k = 0, most = depth_block(depth); k < depth; k += most)
         OWN(product_block)(rows + k, width, 0, count, panels + k * LANES, depth * LANES,
                            smaller(most, depth - k), count_panels, tile, LANES, CHUNK * LANES,
-                           k == 0);
+                           k ? tile : 0, LANES);
 }
 
 /* Rows that lie side by side, (depth, count), tile by tile as the innermost loop reads them. */
@@ -152,13 +153,11 @@ TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, 
     int64_t panel_size = s->depth * LANES, N = s->columns;
     int turned = s->of_depth != 1;
     float *out = s->out + low * N;
-    for (int64_t r = 0; s->start && r < count; r++)
-        memcpy(out + r * N + from * LANES, s->start + from * LANES,
-               (size_t)(last - from * LANES) * sizeof(float));
     for (int64_t k = 0, most = depth_block(s->depth); k < s->depth; k += most) {
         const float *rows = s->matrix + low * s->of_row + k * s->of_depth;
         int64_t depth = smaller(most, s->depth - k);
-        int nothing = !k && !s->start;
+        const float *added = k ? out : s->start;
+        int64_t added_row = k ? N : 0;
         if (turned) {
             OWN(turn)(rows, s->of_depth, count, depth, scratch);
             rows = scratch;
@@ -168,16 +167,16 @@ TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, 
             q = smaller(MOST_PANELS, to - p);
             if (p + q <= whole) {
                 OWN(product_block)(rows, s->of_row, turned, count, panels, panel_size, depth, q,
-                                   out + p * LANES, N, LANES, nothing);
+                                   out + p * LANES, N, LANES, added ? added + p * LANES : 0,
+                                   added_row);
                 continue;
             }
             OWN(product_block)(rows, s->of_row, turned, count, panels, panel_size, depth, q, tile,
-                               MOST_PANELS * LANES, LANES, 1);
+                               MOST_PANELS * LANES, LANES, 0, 0);
             for (int64_t r = 0; r < count; r++) {
                 const float *sums = tile + r * MOST_PANELS * LANES;
-                float *place = out + r * N + p * LANES;
-                for (int64_t j = 0; j < last - p * LANES; j++)
-                    place[j] = nothing ? sums[j] : sums[j] + place[j];
+                for (int64_t j = p * LANES; j < last; j++)
+                    out[r * N + j] = sums[j - p * LANES] + (added ? added[r * added_row + j] : 0.0f);
             }
         }
     }
