@@ -153,10 +153,15 @@ typedef struct {
     int64_t before; /* the first row of the state before it, in `hidden` */
     int64_t base;   /* the row that `gates` begins with */
     int64_t keep;   /* if 0, gates are not written and `cells` is one state, updated in place */
-    Operand gates;  /* (D, rows, 4H) the input's part; receives the activations */
+    Operand gates;  /* (D, rows, 4H) the input's part; receives the activations, if they are kept */
     Operand hidden, cells;
     Operand squashed; /* (D, batch, H) scratch of a projection */
     Operand weight_hh, weight_hr; /* panels; weight_hr.data is null without a projection */
+    /* Where weight_ih.data is not null, the input's part is computed here, step by step, and `gates`
+     * is only for the activations. */
+    Operand weight_ih, bias; /* panels; bias.data is null without one */
+    int64_t input_size;
+    const float *input[2]; /* (rows, input_size) of each direction */
 } Forward;
 
 typedef struct {
@@ -193,10 +198,10 @@ INLINE float *at(Operand operand, int64_t d, int64_t row, int64_t width) {
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* The depth of the product in as few blocks as can be, of about one size. */
-INLINE int64_t depth_block(int64_t depth) {
-    int64_t blocks = (depth + DEPTH_BLOCK - 1) / DEPTH_BLOCK;
-    return blocks > 1 ? (depth + blocks - 1) / blocks : depth;
+/* The size of blocks of about one size, as few as can be with at most `most` in each. */
+INLINE int64_t block_of(int64_t all, int64_t most) {
+    int64_t blocks = (all + most - 1) / most;
+    return blocks > 1 ? (all + blocks - 1) / blocks : all;
 }
 
 INLINE int64_t rows_of(const Steps *s, int64_t step) {
@@ -489,7 +494,7 @@ static int start(PyObject *module) {
     current = &LEVELS[usable_levels() - 1];
     /* Counts the changes of the calls above: an extension left over from another version of the
      * package must not be called. */
-    return PyModule_AddIntConstant(module, "INTERFACE", 3);
+    return PyModule_AddIntConstant(module, "INTERFACE", 4);
 }
 
 static PyModuleDef_Slot SLOTS[] = {

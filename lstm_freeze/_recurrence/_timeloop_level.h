@@ -121,7 +121,7 @@ TARGET static void OWN(product_block)(const float *rows, int64_t width, int turn
 TARGET static void OWN(product)(const float *rows, int64_t width, int64_t count,
                                 const float *panels, int64_t depth, int count_panels,
                                 float *tile) {
-    for (int64_t k = 0, most = depth_block(depth); k < depth; k += most)
+    for (int64_t k = 0, most = block_of(depth, DEPTH_BLOCK); k < depth; k += most)
         OWN(product_block)(rows + k, width, 0, count, panels + k * LANES, depth * LANES,
                            smaller(most, depth - k), count_panels, tile, LANES, CHUNK * LANES,
                            k ? tile : 0, LANES);
@@ -153,7 +153,7 @@ TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, 
     int64_t panel_size = s->depth * LANES, N = s->columns;
     int turned = s->of_depth != 1;
     float *out = s->out + low * N;
-    for (int64_t k = 0, most = depth_block(s->depth); k < s->depth; k += most) {
+    for (int64_t k = 0, most = block_of(s->depth, DEPTH_BLOCK); k < s->depth; k += most) {
         const float *rows = s->matrix + low * s->of_row + k * s->of_depth;
         int64_t depth = smaller(most, s->depth - k);
         const float *added = k ? out : s->start;
@@ -176,20 +176,23 @@ TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, 
             for (int64_t r = 0; r < count; r++) {
                 const float *sums = tile + r * MOST_PANELS * LANES;
                 for (int64_t j = p * LANES; j < last; j++)
-                    out[r * N + j] = sums[j - p * LANES] + (added ? added[r * added_row + j] : 0.0f);
+                    out[r * N + j] = added ? sums[j - p * LANES] + added[r * added_row + j]
+                                           : sums[j - p * LANES];
             }
         }
     }
 }
 
-INLINE TARGET void OWN(forward_units)(int64_t H, int width, const float *tile, float *gates,
-                                      const float *c_before, float *c, float *h, int keep) {
+/* From the input's part of the gates, `of_gate` apart, and that of the state in a tile. */
+INLINE TARGET void OWN(forward_units)(int64_t H, int width, const float *tile, const float *input,
+                                      int64_t of_gate, float *gates, const float *c_before,
+                                      float *c, float *h, int keep) {
     INDEPENDENT
     for (int k = 0; k < width; k++) {
-        float i = sigmoid(gates[k] + TILE_ROW(tile, 0, 0)[k], FUSED);
-        float f = sigmoid(gates[H + k] + TILE_ROW(tile, 1, 0)[k], FUSED);
-        float g = hyperbolic_tangent(gates[2 * H + k] + TILE_ROW(tile, 2, 0)[k], FUSED);
-        float o = sigmoid(gates[3 * H + k] + TILE_ROW(tile, 3, 0)[k], FUSED);
+        float i = sigmoid(input[k] + TILE_ROW(tile, 0, 0)[k], FUSED);
+        float f = sigmoid(input[of_gate + k] + TILE_ROW(tile, 1, 0)[k], FUSED);
+        float g = hyperbolic_tangent(input[2 * of_gate + k] + TILE_ROW(tile, 2, 0)[k], FUSED);
+        float o = sigmoid(input[3 * of_gate + k] + TILE_ROW(tile, 3, 0)[k], FUSED);
         float next = multiply_add(f, c_before[k], i * g, FUSED);
         if (keep) {
             gates[k] = i;
@@ -203,15 +206,16 @@ INLINE TARGET void OWN(forward_units)(int64_t H, int width, const float *tile, f
 }
 
 /* The same for fewer units than lanes, in whole vectors: a copy of them, filled up with zeros. */
-TARGET static void OWN(forward_last_units)(int64_t H, int width, const float *tile, float *gates,
+TARGET static void OWN(forward_last_units)(int64_t H, int width, const float *tile,
+                                           const float *input, int64_t of_gate, float *gates,
                                            const float *c_before, float *c, float *h, int keep) {
     float own_gates[4 * LANES] = {0}, own_c[LANES] = {0}, own_h[LANES];
     for (int k = 0; k < width; k++) {
         for (int g = 0; g < 4; g++)
-            own_gates[g * LANES + k] = gates[g * H + k];
+            own_gates[g * LANES + k] = input[g * of_gate + k];
         own_c[k] = c_before[k];
     }
-    OWN(forward_units)(LANES, LANES, tile, own_gates, own_c, own_c, own_h, 1);
+    OWN(forward_units)(LANES, LANES, tile, own_gates, LANES, own_gates, own_c, own_c, own_h, 1);
     for (int k = 0; k < width; k++) {
         for (int g = 0; keep && g < 4; g++)
             gates[g * H + k] = own_gates[g * LANES + k];
@@ -220,34 +224,51 @@ TARGET static void OWN(forward_last_units)(int64_t H, int width, const float *ti
     }
 }
 
+/* The input's part of the gates of a panel of units, (count, 4, LANES): as `multiply` sums it up. */
+TARGET static void OWN(input_gates)(const Forward *s, int64_t d, int64_t row, int64_t count,
+                                    int64_t u, float *out) {
+    int64_t I = s->input_size;
+    const float *rows = s->input[d] + row * I;
+    const float *panels = at(s->weight_ih, d, 0, 0) + u * 4 * I;
+    const float *bias = s->bias.data ? at(s->bias, d, 0, 0) + u * 4 : 0;
+    for (int64_t k = 0, most = block_of(I, DEPTH_BLOCK); k < I; k += most)
+        OWN(product_block)(rows + k, I, 0, count, panels + k * LANES, I * LANES,
+                           smaller(most, I - k), 4, out, 4 * LANES, LANES, k ? out : bias,
+                           k ? 4 * LANES : 0);
+}
+
 /* One step of up to CHUNK sequences from `first` on, before any projection. */
 TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, int64_t before,
                                       int64_t first, int64_t count) {
     int64_t H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
-    float tile[4 * CHUNK * LANES];
+    float tile[4 * CHUNK * LANES], of_input[4 * CHUNK * LANES];
     const float *h_before = at(s->hidden, d, before + first, P);
     const float *panels = at(s->weight_hh, d, 0, 0);
-    float *gates = at(s->gates, d, row - s->base + first, 4 * H);
+    int computes = s->weight_ih.data != 0, has_gates = s->gates.data != 0;
+    float *gates = has_gates ? at(s->gates, d, row - s->base + first, 4 * H) : 0;
     const float *c_before = at(s->cells, d, (s->keep ? before : 0) + first, H);
     float *c = at(s->cells, d, (s->keep ? batch + row : 0) + first, H);
     float *h = s->weight_hr.data ? at(s->squashed, d, first, H)
                                  : at(s->hidden, d, batch + row + first, H);
     for (int64_t u = 0; u < H; u += LANES) {
         int width = (int)smaller(LANES, H - u);
-        for (int64_t r = 0; r < count; r++)
+        if (computes)
+            OWN(input_gates)(s, d, row + first, count, u, of_input);
+        for (int64_t r = 0; has_gates && r < count; r++)
             for (int g = 0; g < 4; g++)
                 __builtin_prefetch(gates + (r * 4 + g) * H + u, 1, 2);
         OWN(product)(h_before, P, count, panels + u * 4 * P, P, 4, tile);
         for (int64_t r = 0; r < count; r++) {
             const float *sums = TILE_ROW(tile, 0, r);
-            float *g = gates + r * 4 * H + u;
-            int64_t k = r * H + u;
+            float *g = has_gates ? gates + r * 4 * H + u : 0;
+            const float *x = computes ? of_input + r * 4 * LANES : g;
+            int64_t of_gate = computes ? LANES : H, k = r * H + u;
             if (width == LANES && s->keep)
-                OWN(forward_units)(H, LANES, sums, g, c_before + k, c + k, h + k, 1);
+                OWN(forward_units)(H, LANES, sums, x, of_gate, g, c_before + k, c + k, h + k, 1);
             else if (width == LANES)
-                OWN(forward_units)(H, LANES, sums, g, c_before + k, c + k, h + k, 0);
+                OWN(forward_units)(H, LANES, sums, x, of_gate, g, c_before + k, c + k, h + k, 0);
             else
-                OWN(forward_last_units)(H, width, sums, g, c_before + k, c + k, h + k,
+                OWN(forward_last_units)(H, width, sums, x, of_gate, g, c_before + k, c + k, h + k,
                                         (int)s->keep);
         }
     }
@@ -270,8 +291,9 @@ TARGET static void OWN(forward)(const Forward *s, int64_t d, int64_t low, int64_
     int64_t row = s->row, before = s->before, H = s->hidden_size, P = s->state_size;
     for (int64_t t = s->steps.first; t < s->steps.first + s->steps.steps; t++) {
         int64_t size = rows_of(&s->steps, t), last = smaller(high, size);
-        for (int64_t first = low; first < last; first += CHUNK) {
-            int64_t count = smaller(CHUNK, last - first);
+        int64_t most = block_of(last - low, CHUNK);
+        for (int64_t first = low; first < last; first += most) {
+            int64_t count = smaller(most, last - first);
             OWN(forward_chunk)(s, d, row, before, first, count);
             if (s->weight_hr.data)
                 OWN(project)(at(s->squashed, d, first, H), H, count, at(s->weight_hr, d, 0, 0),
@@ -385,8 +407,9 @@ TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int6
     for (int64_t t = s->steps.first + s->steps.steps - 1; t >= s->steps.first; t--) {
         int64_t size = rows_of(&s->steps, t), row = end - size, last = smaller(high, size);
         int64_t before = t ? batch + row - rows_of(&s->steps, t - 1) : 0;
-        for (int64_t first = low; first < last; first += CHUNK) {
-            int64_t count = smaller(CHUNK, last - first);
+        int64_t most = block_of(last - low, CHUNK);
+        for (int64_t first = low; first < last; first += most) {
+            int64_t count = smaller(most, last - first);
             int64_t running = smaller(count, later > first ? later - first : 0);
             OWN(Rows)
             here = {

@@ -50,19 +50,28 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State]:
     N = rows.shape[0]
     back = _backwards(data, reverse)
     sides = [rows, _picked(data, back).flatten(0, -2)] if D == 2 else [rows]
-    blocks = _blocks(inputs, batch, D * gates_size(H))
-    gates_rows = N if keep else max(last - first for first, last in map(bounds, blocks))
+    native = loop_native.applies(data)
+    whole = native and loop_native.computes_input(directions, N, inputs.steps)
+    if whole:
+        blocks = [runs_of(inputs.steps, batch, batch_sizes)]
+        gates_rows = N if keep else 0
+    else:
+        blocks = _blocks(inputs, batch, D * gates_size(H))
+        gates_rows = N if keep else max(last - first for first, last in map(bounds, blocks))
     gates = memory.empty(data, D, gates_rows, gates_size(H))
     hidden = memory.empty(data, D, batch + N, P)
     hidden[:, :batch] = 0 if h0 is None else h0
     cells = memory.empty(data, D, batch + (N if keep else 1), H)
     cells[:, :batch] = 0 if c0 is None else c0
     state = State(gates, hidden, cells)
-    native = loop_native.applies(data)
+    biases = [_added_biases(w) for w in directions]
     walk = loop_native.NativeForward if native else loop_torch.TorchForward
     loop = walk(directions, state, batch, batch_sizes, keep)
-    weights = [loop_native.right(w.weight_ih.t(), N) for w in directions]
-    biases = [_added_biases(w) for w in directions]
+    if isinstance(loop, loop_native.NativeForward) and whole:
+        loop.read(sides, [w.weight_ih for w in directions], biases)
+        loop.run(blocks[0], 0)
+        blocks = []
+    weights = [loop_native.right(w.weight_ih.t(), N) for w in directions if blocks]
     for block in blocks:
         first, last = bounds(block)
         base = 0 if keep else first

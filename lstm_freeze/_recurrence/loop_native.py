@@ -28,7 +28,7 @@ from .cell import GATES, gates_size
 from .rows import Run
 from .weights import Gradients, State, Weights
 
-_INTERFACE = 3  # the version of the extension's functions that this file calls
+_INTERFACE = 4  # the version of the extension's functions that this file calls
 
 try:
     from . import _timeloop
@@ -123,10 +123,15 @@ class Right(NamedTuple):
     panels: Tensor | None
 
 
+def _pays(matrix: Tensor, rows: int) -> bool:
+    """Whether the extension makes the products with a left side of `rows` rows in all."""
+    many = rows >= _FEWEST_ROWS and rows * matrix.numel() >= _FEWEST_MULTIPLICATIONS
+    return many and applies(matrix)
+
+
 def right(matrix: Tensor, rows: int) -> Right:
     """Prepares the right side of products with a left side of `rows` rows in all."""
-    pays = rows >= _FEWEST_ROWS and rows * matrix.numel() >= _FEWEST_MULTIPLICATIONS
-    if not (pays and applies(matrix)):
+    if not _pays(matrix, rows):
         return Right(matrix, None)
     depth, columns = matrix.shape
     return Right(matrix, _panels("right", [matrix.t()], columns, depth))
@@ -160,6 +165,22 @@ def product(left: Tensor, matrix: Tensor) -> Tensor:
     return multiply(left, right(matrix, left.shape[0]), out)
 
 
+# From this many rows of a step and thread on, the loop computes the input's part of the gates
+# itself: they are used while they are in cache, and weight_ih is read for enough rows at once.
+_ROWS_OF_A_STEP = 24
+# Up to so many weights of a direction, which are read from a cache at each step.
+_WEIGHTS_OF_A_STEP = 3 * 2**19
+
+
+def computes_input(directions: Sequence[Weights], rows: int, steps: int) -> bool:
+    """Whether the loop computes the input's part of the gates; no bit depends on it."""
+    D = len(directions)
+    parts = -(-torch.get_num_threads() // D)
+    weights = directions[0].weight_ih.numel() + directions[0].weight_hh.numel()
+    pays = rows >= steps * parts * _ROWS_OF_A_STEP and weights <= _WEIGHTS_OF_A_STEP
+    return pays and all(_pays(w.weight_ih, rows) for w in directions)
+
+
 class NativeForward:
     """Walks through the time blocks of a layer, as `loop_torch.TorchForward` does."""
 
@@ -181,6 +202,23 @@ class NativeForward:
         self._weight_hr = _panels("weight_hr", weight_hr, P, H) if weight_hr else None
         self._squashed = state.cells.new_empty(D, batch, H) if weight_hr else None
         self._walked = 0
+        self._input: tuple[int, ...] = (0,) * 7
+        self._input_owners: tuple[object, ...] = ()
+
+    def read(
+        self, sides: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+    ) -> None:
+        """Compute the input's part of the gates in the loop, from the rows of each direction."""
+        units, depth = self._state.cells.shape[2], sides[0].shape[1]
+        sides = [side.contiguous() for side in sides]
+        panels = _panels("weight_ih", weights, units, depth, gates=len(GATES))
+        columns = [bias.unsqueeze(1) for bias in biases if bias is not None]
+        bias = _panels("bias", columns, units, 1, gates=len(GATES)) if columns else None
+        for side in sides:
+            _check_kind("input", side)
+        addresses = [side.data_ptr() for side in sides] + [0]
+        self._input = *_address(panels), *_address(bias), depth, addresses[0], addresses[1]
+        self._input_owners = sides, panels, bias
 
     def run(self, block: list[Run], base: int) -> None:
         """Walk through one block; the first row of `gates` is row `base`."""
@@ -190,13 +228,15 @@ class NativeForward:
         job = _packed(
             (D, H, P, *self._steps.part(self._walked, steps), row),
             (self._batch + row - block[0].before if row else 0, base, self._keep),
-            _operand("gates", gates, D, gates_size(H)),
+            _operand("gates", gates, D, gates_size(H)) if gates.numel() else (0, 0),
             _operand("hidden", hidden, D, P),
             _operand("cells", cells, D, H),
             (0, 0) if self._squashed is None else _operand("squashed", self._squashed, D, H),
             *_operands(self._weight_hh, self._weight_hr),
+            self._input,
         )
-        owners = (self._state, self._squashed, self._weight_hh, self._weight_hr, self._steps)
+        panels = (self._weight_hh, self._weight_hr, self._input_owners)
+        owners = (self._state, self._squashed, self._steps, *panels)
         _timeloop.forward(torch.get_num_threads(), job, owners)
         self._walked += steps
 
@@ -263,7 +303,11 @@ def _panels(name: str, weights: Sequence[Tensor], units: int, depth: int, gates:
 
 def _operands(hh: Tensor, hr: Tensor | None) -> tuple[tuple[int, int], tuple[int, int]]:
     """The packed weights as the extension's operands; (0, 0) for an absent projection."""
-    return (hh.data_ptr(), hh.stride(0)), (0, 0) if hr is None else (hr.data_ptr(), hr.stride(0))
+    return _address(hh), _address(hr)
+
+
+def _address(panels: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if panels is None else (panels.data_ptr(), panels.stride(0))
 
 
 def _operand(name: str, tensor: Tensor, directions: int, size: int) -> tuple[int, int]:
