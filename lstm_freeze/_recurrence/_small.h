@@ -58,7 +58,7 @@ static float *scratch_of(const Layer *s) {
     int64_t panels = larger(panels_size(gates, I), GATES * panels_size(H, H));
     panels = larger(panels, larger(panels_size(H, gates), panels_size(I, gates)));
     panels = larger(panels, larger(panels_size(I, N), panels_size(H, N)));
-    int64_t size = kept + panels + gates + N * (2 * I + 2 * H + 2 * gates) + 2 * batch * H;
+    int64_t size = kept + panels + gates + N * (2 * I + 2 * H + gates) + 2 * batch * H;
     return malloc((size_t)size * sizeof(float));
 }
 
@@ -68,15 +68,19 @@ static void packed(Matrix m, int64_t gates, int64_t units, int64_t depth, float 
         current->pack(&job, first);
 }
 
+static Matrix dense(const float *rows, int64_t columns) { return (Matrix){rows, columns, 1}; }
+
 static Matrix transposed(Matrix m) { return (Matrix){m.data, m.of_column, m.of_row}; }
 
-/* out (count, units) = rows (count, depth) times (units, depth) transposed. */
-static void times(const float *rows, int64_t count, int64_t depth, Matrix m, int64_t units,
-                  float *panels, float *out) {
-    packed(m, 1, units, depth, panels);
-    for (int64_t r = 0; r < count; r += CHUNK)
-        current->project(rows + r * depth, depth, smaller(CHUNK, count - r), panels,
-                         out + r * units, units);
+/* out (rows, columns) = left (rows, depth) times right (columns, depth) transposed; plus `start`,
+ * (columns), where there is one. */
+static void times(int64_t rows, int64_t depth, int64_t columns, Matrix left, Matrix right,
+                  const float *start, float *panels, float *out) {
+    Multiply job = {rows, depth, columns, left.of_row, left.of_column, left.data, panels, start, out};
+    int64_t count = (columns + current->lanes - 1) / current->lanes;
+    packed(right, 1, columns, depth, panels);
+    for (int64_t low = 0; low < rows; low += CHUNK)
+        current->multiply(&job, low, smaller(CHUNK, rows - low), 0, count);
 }
 
 /* The row of the input that row n of direction d is. */
@@ -138,12 +142,10 @@ static void forward_layer(const void *job, float *memory) {
         }
         const float *rows = turned(s, d, &scratch);
         float *bias = taken(&scratch, gates_size), *panels = scratch;
-        times(rows, N, I, w->ih, gates_size, panels, gates);
-        for (int64_t k = 0; k < gates_size && w->bias_ih.data && w->bias_hh.data; k++)
+        int has_bias = w->bias_ih.data && w->bias_hh.data;
+        for (int64_t k = 0; has_bias && k < gates_size; k++)
             bias[k] = w->bias_ih.data[k * w->bias_ih.of_row] + w->bias_hh.data[k * w->bias_hh.of_row];
-        for (int64_t n = 0; n < N && w->bias_ih.data && w->bias_hh.data; n++)
-            for (int64_t k = 0; k < gates_size; k++)
-                gates[n * gates_size + k] += bias[k];
+        times(N, I, gates_size, dense(rows, I), w->ih, has_bias ? bias : 0, panels, gates);
         copied(hidden, f->h0 ? f->h0 + d * B * H : 0, B * H);
         copied(cells, f->c0 ? f->c0 + d * B * H : 0, B * H);
         packed(w->hh, GATES, H, H, panels);
@@ -201,13 +203,15 @@ static void backward_layer(const void *job, float *memory) {
             .dh_n = {dh_n, 0}, .dc = {dc, 0}, .dgates = {dgates, 0}, .weight_hh = {scratch, 0},
         };
         current->backward(&walk, 0, 0, B);
+        Matrix rows_of_gates = dense(dgates, gates_size);
         if (b->c0)
             copied(b->c0 + d * B * H, dc, B * H);
         if (b->h0)
-            times(dgates, B, gates_size, transposed(w->hh), H, scratch, b->h0 + d * B * H);
+            times(B, gates_size, H, rows_of_gates, transposed(w->hh), 0, scratch,
+                  b->h0 + d * B * H);
         if (b->data) {
             float *part = d ? taken(&scratch, N * I) : b->data;
-            times(dgates, N, gates_size, transposed(w->ih), I, scratch, part);
+            times(N, gates_size, I, rows_of_gates, transposed(w->ih), 0, scratch, part);
             for (int64_t n = 0; d && n < N; n++)
                 for (int64_t k = 0; k < I; k++)
                     b->data[turned_row(s, d, n) * I + k] += part[n * I + k];
@@ -217,19 +221,15 @@ static void backward_layer(const void *job, float *memory) {
         for (int64_t n = 0; d_bias && n < N; n++)
             for (int64_t k = 0; k < gates_size; k++)
                 d_bias[k] += dgates[n * gates_size + k];
-        if (!d_ih && !d_hh)
-            continue;
-        float *columns = taken(&scratch, N * gates_size); /* dgates, transposed */
-        for (int64_t n = 0; n < N; n++)
-            for (int64_t k = 0; k < gates_size; k++)
-                columns[k * N + n] = dgates[n * gates_size + k];
         if (d_ih) {
-            Matrix rows = {turned(s, d, &scratch), 1, I};
-            times(columns, gates_size, N, rows, I, scratch, d_ih);
+            const float *rows = turned(s, d, &scratch);
+            times(gates_size, N, I, transposed(rows_of_gates), transposed(dense(rows, I)), 0, scratch,
+                  d_ih);
         }
         if (d_hh) {
-            Matrix rows = {states_before(s, hidden, &scratch), 1, H};
-            times(columns, gates_size, N, rows, H, scratch, d_hh);
+            const float *rows = states_before(s, hidden, &scratch);
+            times(gates_size, N, H, transposed(rows_of_gates), transposed(dense(rows, H)), 0, scratch,
+                  d_hh);
         }
     }
 }

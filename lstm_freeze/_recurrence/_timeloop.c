@@ -121,6 +121,14 @@ INLINE float hyperbolic_tangent(float x, int fused) {
     return float_of(bits_of(result) | sign);
 }
 
+/* ---- sizes of blocks ------------------------------------------------------------------------ */
+
+#define MOST_ROWS 6     /* rows of a tile of the product */
+#define MOST_PANELS 4   /* panels of a tile; a multiple of them makes a full tile of gates */
+#define CHUNK 48        /* rows that one panel serves while it is in the first cache */
+#define DEPTH_BLOCK 320 /* the same for the depth of the product */
+#define UNIT_PANELS 32  /* the most panels of a unit of work of a product of matrices */
+
 /* ---- what a call is given ------------------------------------------------------------------- */
 
 #define GATES 4 /* input, forget, cell and output, in this order */
@@ -147,10 +155,15 @@ typedef struct {
     int64_t before; /* the first row of the state before it, in `hidden` */
     int64_t base;   /* the row that `gates` begins with */
     int64_t keep;   /* if 0, gates are not written and `cells` is one state, updated in place */
-    Operand gates;  /* (D, rows, 4H) the input's part; receives the activations */
+    Operand gates;  /* (D, rows, 4H) the input's part; receives the activations, if they are kept */
     Operand hidden, cells;
     Operand squashed; /* (D, batch, H) scratch of a projection */
     Operand weight_hh, weight_hr; /* panels; weight_hr.data is null without a projection */
+    /* Where weight_ih.data is not null, the input's part is computed here, step by step, and `gates`
+     * is only for the activations. */
+    Operand weight_ih, bias; /* panels; bias.data is null without one */
+    int64_t input_size;
+    const float *input[2]; /* (rows, input_size) of each direction */
 } Forward;
 
 typedef struct {
@@ -172,22 +185,32 @@ typedef struct {
     float *panels;
 } Packing;
 
+/* out (rows, columns) = start (columns) + matrix (rows, depth) @ panels of (depth, columns). */
+typedef struct {
+    int64_t rows, depth, columns;
+    int64_t of_row, of_depth; /* the matrix's strides, one of which is 1 */
+    const float *matrix, *panels;
+    const float *start; /* null for zeros */
+    float *out;
+} Multiply;
+
 INLINE float *at(Operand operand, int64_t d, int64_t row, int64_t width) {
     return operand.data + d * operand.direction + row * width;
 }
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* The size of blocks of about one size, as few as can be with at most `most` in each. */
+INLINE int64_t block_of(int64_t all, int64_t most) {
+    int64_t blocks = (all + most - 1) / most;
+    return blocks > 1 ? (all + blocks - 1) / blocks : all;
+}
+
 INLINE int64_t rows_of(const Steps *s, int64_t step) {
     return s->sizes ? s->sizes[step] : s->batch;
 }
 
 /* ---- the loops, once for each instruction set, chosen when the module loads ------------------ */
-
-#define MOST_ROWS 6     /* rows of a tile of the product */
-#define MOST_PANELS 4   /* panels of a tile; a multiple of them makes a full tile of gates */
-#define CHUNK 48        /* rows that one panel serves while it is in the first cache */
-#define DEPTH_BLOCK 256 /* the same for the depth of the product */
 
 /* The loops touch each element at one place, in order, whatever is in place of what. */
 #if defined(__clang__)
@@ -202,7 +225,7 @@ typedef struct {
     void (*pack)(const Packing *, int64_t);
     void (*forward)(const Forward *, int64_t, int64_t, int64_t);
     void (*backward)(const Backward *, int64_t, int64_t, int64_t);
-    void (*project)(const float *, int64_t, int64_t, const float *, float *, int64_t);
+    void (*multiply)(const Multiply *, int64_t, int64_t, int64_t, int64_t);
 } Level;
 
 #if defined(__aarch64__)
@@ -241,7 +264,7 @@ typedef struct {
 #endif
 
 #define LEVEL_ENTRY(level, lanes)                                                                  \
-    {#level, lanes, pack_##level, forward_##level, backward_##level, project_##level}
+    {#level, lanes, pack_##level, forward_##level, backward_##level, multiply_##level}
 
 static const Level LEVELS[] = {
 #if defined(__aarch64__)
@@ -320,6 +343,31 @@ static void backward_unit(const void *argument, int64_t unit) {
 
 static void pack_unit(const void *job, int64_t panel) { current->pack(job, panel); }
 
+/* A product's work: each unit has CHUNK rows and some panels, all of the depth. */
+typedef struct {
+    const Multiply *job;
+    int64_t chunks, panels, of_unit;
+} Units;
+
+#define UNITS_OF_A_THREAD 4 /* at least, where there are as many: the threads end at about one time */
+
+static Units units_of(const Multiply *job, int64_t threads) {
+    int64_t chunks = (job->rows + CHUNK - 1) / CHUNK;
+    int64_t panels = (job->columns + current->lanes - 1) / current->lanes;
+    int64_t parts = chunks ? (UNITS_OF_A_THREAD * threads + chunks - 1) / chunks : 1;
+    int64_t of_unit = smaller(UNIT_PANELS, (panels + parts - 1) / parts);
+    of_unit = (of_unit + MOST_PANELS - 1) / MOST_PANELS * MOST_PANELS;
+    return (Units){job, chunks, panels, of_unit > 0 ? of_unit : MOST_PANELS};
+}
+
+/* Rows change first from unit to unit: the panels are in cache for the next unit. */
+static void multiply_unit(const void *argument, int64_t unit) {
+    const Units *u = argument;
+    int64_t low = unit % u->chunks * CHUNK, from = unit / u->chunks * u->of_unit;
+    current->multiply(u->job, low, smaller(CHUNK, u->job->rows - low), from,
+                      smaller(u->panels, from + u->of_unit));
+}
+
 /* ---- the module --------------------------------------------------------------------------- */
 
 /* Reads (threads: int, job: bytes, owners: object). The owners are not looked at: they keep the
@@ -351,6 +399,19 @@ static PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     run_units(&job, pack_unit, (job.units + current->lanes - 1) / current->lanes, threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *multiply(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    Multiply job;
+    int64_t threads;
+    (void)module;
+    if (read_call(args, count, &job, sizeof job, &threads) < 0)
+        return NULL;
+    Units u = units_of(&job, threads);
+    Py_BEGIN_ALLOW_THREADS
+    run_units(&u, multiply_unit, u.chunks * ((u.panels + u.of_unit - 1) / u.of_unit), threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -438,6 +499,8 @@ static PyObject *use(PyObject *module, PyObject *name) {
 
 static PyMethodDef METHODS[] = {
     {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL, "pack(threads, job, owners)"},
+    {"multiply", (PyCFunction)(void (*)(void))multiply, METH_FASTCALL,
+     "multiply(threads, job, owners)"},
     {"forward", (PyCFunction)(void (*)(void))forward, METH_FASTCALL, "forward(threads, job, owners)"},
     {"backward", (PyCFunction)(void (*)(void))backward, METH_FASTCALL,
      "backward(threads, job, owners)"},
@@ -457,7 +520,7 @@ static int start(PyObject *module) {
     current = &LEVELS[usable_levels() - 1];
     /* Counts the changes of the calls above: an extension left over from another version of the
      * package must not be called. */
-    return PyModule_AddIntConstant(module, "INTERFACE", 3);
+    return PyModule_AddIntConstant(module, "INTERFACE", 5);
 }
 
 static PyModuleDef_Slot SLOTS[] = {

@@ -33,10 +33,12 @@ TARGET static void OWN(pack)(const Packing *s, int64_t panel) {
     }
 }
 
-/* m rows, (m, depth), times q panels, into a tile. `first` says that nothing is there yet. */
-INLINE TARGET void OWN(tile_of)(const float *rows, int64_t width, const float *panels,
-                                int64_t panel_size, int64_t depth, float *tile, int first,
-                                const int m, const int q) {
+/* m rows, (m, depth), times q panels, into `out`, with these strides of rows and panels. What is at
+ * `added` (its panels lie as those of `out`) is added; null for nothing. */
+INLINE TARGET void OWN(tile_of)(const float *rows, int64_t of_row, int64_t of_depth,
+                                const float *panels, int64_t panel_size, int64_t depth, float *out,
+                                int64_t out_row, int64_t out_panel, const float *added,
+                                int64_t added_row, const int m, const int q) {
     VECTOR sums[MOST_ROWS][MOST_PANELS], columns[MOST_PANELS];
     for (int r = 0; r < m; r++)
         for (int p = 0; p < q; p++)
@@ -47,7 +49,8 @@ INLINE TARGET void OWN(tile_of)(const float *rows, int64_t width, const float *p
             columns[p] = *(const VECTOR *)(panels + p * panel_size + k * LANES);
 #pragma GCC unroll 6
         for (int r = 0; r < m; r++) {
-            VECTOR x = rows[r * width + k] - (VECTOR){0}; /* in every lane: minus zero is exact */
+            /* In every lane: minus zero is exact. */
+            VECTOR x = rows[r * of_row + k * of_depth] - (VECTOR){0};
 #pragma GCC unroll 4
             for (int p = 0; p < q; p++)
                 sums[r][p] = VECTOR_MULTIPLY_ADD(x, columns[p], sums[r][p]);
@@ -55,32 +58,62 @@ INLINE TARGET void OWN(tile_of)(const float *rows, int64_t width, const float *p
     }
     for (int r = 0; r < m; r++)
         for (int p = 0; p < q; p++) {
-            VECTOR *out = (VECTOR *)TILE_ROW(tile, p, r);
-            if (!first)
-                sums[r][p] += *out;
-            *out = sums[r][p];
+            if (added)
+                sums[r][p] += *(const VECTOR *)(added + r * added_row + p * out_panel);
+            *(VECTOR *)(out + r * out_row + p * out_panel) = sums[r][p];
         }
 }
 
 #define TILE_CASE(m, q)                                                                            \
     case 8 * m + q:                                                                                \
-        OWN(tile_of)(rows, width, panels, panel_size, depth, tile, first, m, q);                   \
+        if (turned)                                                                                \
+            OWN(tile_of)(rows, 1, MOST_ROWS, panels, panel_size, depth, out, out_row, out_panel,   \
+                         added, added_row, m, q);                                                  \
+        else                                                                                       \
+            OWN(tile_of)(rows, width, 1, panels, panel_size, depth, out, out_row, out_panel,       \
+                         added, added_row, m, q);                                                  \
         return;
 
-/* The same with m and q known to the compiler. */
-TARGET static void OWN(tile)(const float *rows, int64_t width, const float *panels,
-                             int64_t panel_size, int64_t depth, float *tile, int first, int m,
+/* The same with m and q known to the compiler, and of rows `width` apart or, `turned`, of rows side
+ * by side with MOST_ROWS from one depth to the next. */
+TARGET static void OWN(tile)(const float *rows, int64_t width, int turned, const float *panels,
+                             int64_t panel_size, int64_t depth, float *out, int64_t out_row,
+                             int64_t out_panel, const float *added, int64_t added_row, int m,
                              int q) {
     switch (8 * m + q) {
-        TILE_CASE(1, 1) TILE_CASE(1, 2) TILE_CASE(1, 4)
-        TILE_CASE(2, 1) TILE_CASE(2, 2) TILE_CASE(2, 4)
-        TILE_CASE(3, 1) TILE_CASE(3, 2) TILE_CASE(3, 4)
-        TILE_CASE(4, 1) TILE_CASE(4, 2)
+        TILE_CASE(1, 1) TILE_CASE(1, 2) TILE_CASE(1, 3) TILE_CASE(1, 4)
+        TILE_CASE(2, 1) TILE_CASE(2, 2) TILE_CASE(2, 3) TILE_CASE(2, 4)
+        TILE_CASE(3, 1) TILE_CASE(3, 2) TILE_CASE(3, 3) TILE_CASE(3, 4)
+        TILE_CASE(4, 1) TILE_CASE(4, 2) TILE_CASE(4, 3)
         TILE_CASE(5, 1) TILE_CASE(5, 2)
         TILE_CASE(6, 1) TILE_CASE(6, 2)
 #if TILE >= 24
+        TILE_CASE(5, 3) TILE_CASE(6, 3)
         TILE_CASE(4, 4) TILE_CASE(5, 4) TILE_CASE(6, 4)
 #endif
+    }
+}
+
+/* Up to CHUNK rows times panels, over one block of their depth, into `out`. Rows are `width` apart
+ * or, `turned`, as `turn` leaves them. */
+TARGET static void OWN(product_block)(const float *rows, int64_t width, int turned, int64_t count,
+                                      const float *panels, int64_t panel_size, int64_t depth,
+                                      int64_t count_panels, float *out, int64_t out_row,
+                                      int64_t out_panel, const float *added, int64_t added_row) {
+    int64_t blocks = (count + MOST_ROWS - 1) / MOST_ROWS;
+    int most = (int)((count + blocks - 1) / blocks);
+    for (int64_t p = 0, q; p < count_panels; p += q) {
+        for (q = count_panels - p == 3 ? 3 : MOST_PANELS;
+             q > 1 && (q * most > TILE || q > count_panels - p);)
+            q /= 2;
+        for (int64_t b = 0; b < blocks; b++) {
+            int64_t r = count * b / blocks;
+            OWN(tile)(turned ? rows + b * MOST_ROWS * depth : rows + r * width, width, turned,
+                      panels + p * panel_size, panel_size, depth,
+                      out + r * out_row + p * out_panel, out_row, out_panel,
+                      added ? added + r * added_row + p * out_panel : 0, added_row,
+                      (int)(count * (b + 1) / blocks - r), (int)q);
+        }
     }
 }
 
@@ -88,29 +121,78 @@ TARGET static void OWN(tile)(const float *rows, int64_t width, const float *pane
 TARGET static void OWN(product)(const float *rows, int64_t width, int64_t count,
                                 const float *panels, int64_t depth, int count_panels,
                                 float *tile) {
-    int64_t blocks = (count + MOST_ROWS - 1) / MOST_ROWS;
-    int most = (int)((count + blocks - 1) / blocks);
-    for (int64_t k = 0; k < depth; k += DEPTH_BLOCK)
-        for (int p = 0, q; p < count_panels; p += q) {
-            for (q = MOST_PANELS; q > 1 && (q * most > TILE || q > count_panels - p);)
-                q /= 2;
-            for (int64_t b = 0; b < blocks; b++) {
-                int64_t r = count * b / blocks;
-                OWN(tile)(rows + r * width + k, width, panels + (p * depth + k) * LANES,
-                          depth * LANES, smaller(DEPTH_BLOCK, depth - k), TILE_ROW(tile, p, r),
-                          k == 0, (int)(count * (b + 1) / blocks - r), q);
-            }
-        }
+    for (int64_t k = 0, most = block_of(depth, DEPTH_BLOCK); k < depth; k += most)
+        OWN(product_block)(rows + k, width, 0, count, panels + k * LANES, depth * LANES,
+                           smaller(most, depth - k), count_panels, tile, LANES, CHUNK * LANES,
+                           k ? tile : 0, LANES);
 }
 
-INLINE TARGET void OWN(forward_units)(int64_t H, int width, const float *tile, float *gates,
-                                      const float *c_before, float *c, float *h, int keep) {
+/* Rows that lie side by side, (depth, count), tile by tile as the innermost loop reads them. */
+TARGET static void OWN(turn)(const float *rows, int64_t of_depth, int64_t count, int64_t depth,
+                             float *restrict out) {
+    int64_t blocks = (count + MOST_ROWS - 1) / MOST_ROWS;
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t first = count * b / blocks, m = count * (b + 1) / blocks - first;
+        float *tile = out + b * MOST_ROWS * depth;
+        if (m == MOST_ROWS)
+            for (int64_t k = 0; k < depth; k++)
+                memcpy(tile + k * MOST_ROWS, rows + k * of_depth + first, MOST_ROWS * sizeof(float));
+        else
+            for (int64_t k = 0; k < depth; k++)
+                for (int64_t r = 0; r < m; r++)
+                    tile[k * MOST_ROWS + r] = rows[k * of_depth + first + r];
+    }
+}
+
+/* Rows [low, low + count), at most CHUNK, of a product, in the columns of panels [from, to). Each
+ * number is the sum of its start, if any, and of the depth's blocks, in this order. */
+TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, int64_t from,
+                                 int64_t to) {
+    float scratch[CHUNK * DEPTH_BLOCK], tile[MOST_PANELS * CHUNK * LANES];
+    int64_t last = smaller(to * LANES, s->columns), whole = s->columns / LANES;
+    int64_t panel_size = s->depth * LANES, N = s->columns;
+    int turned = s->of_depth != 1;
+    float *out = s->out + low * N;
+    for (int64_t k = 0, most = block_of(s->depth, DEPTH_BLOCK); k < s->depth; k += most) {
+        const float *rows = s->matrix + low * s->of_row + k * s->of_depth;
+        int64_t depth = smaller(most, s->depth - k);
+        const float *added = k ? out : s->start;
+        int64_t added_row = k ? N : 0;
+        if (turned) {
+            OWN(turn)(rows, s->of_depth, count, depth, scratch);
+            rows = scratch;
+        }
+        for (int64_t p = from, q; p < to; p += q) {
+            const float *panels = s->panels + p * panel_size + k * LANES;
+            q = smaller(MOST_PANELS, to - p);
+            if (p + q <= whole) {
+                OWN(product_block)(rows, s->of_row, turned, count, panels, panel_size, depth, q,
+                                   out + p * LANES, N, LANES, added ? added + p * LANES : 0,
+                                   added_row);
+                continue;
+            }
+            OWN(product_block)(rows, s->of_row, turned, count, panels, panel_size, depth, q, tile,
+                               MOST_PANELS * LANES, LANES, 0, 0);
+            for (int64_t r = 0; r < count; r++) {
+                const float *sums = tile + r * MOST_PANELS * LANES;
+                for (int64_t j = p * LANES; j < last; j++)
+                    out[r * N + j] = added ? sums[j - p * LANES] + added[r * added_row + j]
+                                           : sums[j - p * LANES];
+            }
+        }
+    }
+}
+
+/* From the input's part of the gates, `of_gate` apart, and that of the state in a tile. */
+INLINE TARGET void OWN(forward_units)(int64_t H, int width, const float *tile, const float *input,
+                                      int64_t of_gate, float *gates, const float *c_before,
+                                      float *c, float *h, int keep) {
     INDEPENDENT
     for (int k = 0; k < width; k++) {
-        float i = sigmoid(gates[k] + TILE_ROW(tile, 0, 0)[k], FUSED);
-        float f = sigmoid(gates[H + k] + TILE_ROW(tile, 1, 0)[k], FUSED);
-        float g = hyperbolic_tangent(gates[2 * H + k] + TILE_ROW(tile, 2, 0)[k], FUSED);
-        float o = sigmoid(gates[3 * H + k] + TILE_ROW(tile, 3, 0)[k], FUSED);
+        float i = sigmoid(input[k] + TILE_ROW(tile, 0, 0)[k], FUSED);
+        float f = sigmoid(input[of_gate + k] + TILE_ROW(tile, 1, 0)[k], FUSED);
+        float g = hyperbolic_tangent(input[2 * of_gate + k] + TILE_ROW(tile, 2, 0)[k], FUSED);
+        float o = sigmoid(input[3 * of_gate + k] + TILE_ROW(tile, 3, 0)[k], FUSED);
         float next = multiply_add(f, c_before[k], i * g, FUSED);
         if (keep) {
             gates[k] = i;
@@ -123,31 +205,71 @@ INLINE TARGET void OWN(forward_units)(int64_t H, int width, const float *tile, f
     }
 }
 
+/* The same for fewer units than lanes, in whole vectors: a copy of them, filled up with zeros. */
+TARGET static void OWN(forward_last_units)(int64_t H, int width, const float *tile,
+                                           const float *input, int64_t of_gate, float *gates,
+                                           const float *c_before, float *c, float *h, int keep) {
+    float own_gates[4 * LANES] = {0}, own_c[LANES] = {0}, own_h[LANES];
+    for (int k = 0; k < width; k++) {
+        for (int g = 0; g < 4; g++)
+            own_gates[g * LANES + k] = input[g * of_gate + k];
+        own_c[k] = c_before[k];
+    }
+    OWN(forward_units)(LANES, LANES, tile, own_gates, LANES, own_gates, own_c, own_c, own_h, 1);
+    for (int k = 0; k < width; k++) {
+        for (int g = 0; keep && g < 4; g++)
+            gates[g * H + k] = own_gates[g * LANES + k];
+        c[k] = own_c[k];
+        h[k] = own_h[k];
+    }
+}
+
+/* The input's part of the gates of a panel of units, (count, 4, LANES): as `multiply` sums it up. */
+TARGET static void OWN(input_gates)(const Forward *s, int64_t d, int64_t row, int64_t count,
+                                    int64_t u, float *out) {
+    int64_t I = s->input_size;
+    const float *rows = s->input[d] + row * I;
+    const float *panels = at(s->weight_ih, d, 0, 0) + u * 4 * I;
+    const float *bias = s->bias.data ? at(s->bias, d, 0, 0) + u * 4 : 0;
+    for (int64_t k = 0, most = block_of(I, DEPTH_BLOCK); k < I; k += most)
+        OWN(product_block)(rows + k, I, 0, count, panels + k * LANES, I * LANES,
+                           smaller(most, I - k), 4, out, 4 * LANES, LANES, k ? out : bias,
+                           k ? 4 * LANES : 0);
+}
+
 /* One step of up to CHUNK sequences from `first` on, before any projection. */
 TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, int64_t before,
                                       int64_t first, int64_t count) {
     int64_t H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
-    float tile[4 * CHUNK * LANES];
+    float tile[4 * CHUNK * LANES], of_input[4 * CHUNK * LANES];
     const float *h_before = at(s->hidden, d, before + first, P);
     const float *panels = at(s->weight_hh, d, 0, 0);
-    float *gates = at(s->gates, d, row - s->base + first, 4 * H);
+    int computes = s->weight_ih.data != 0, has_gates = s->gates.data != 0;
+    float *gates = has_gates ? at(s->gates, d, row - s->base + first, 4 * H) : 0;
     const float *c_before = at(s->cells, d, (s->keep ? before : 0) + first, H);
     float *c = at(s->cells, d, (s->keep ? batch + row : 0) + first, H);
     float *h = s->weight_hr.data ? at(s->squashed, d, first, H)
                                  : at(s->hidden, d, batch + row + first, H);
     for (int64_t u = 0; u < H; u += LANES) {
         int width = (int)smaller(LANES, H - u);
+        if (computes)
+            OWN(input_gates)(s, d, row + first, count, u, of_input);
+        for (int64_t r = 0; has_gates && r < count; r++)
+            for (int g = 0; g < 4; g++)
+                __builtin_prefetch(gates + (r * 4 + g) * H + u, 1, 2);
         OWN(product)(h_before, P, count, panels + u * 4 * P, P, 4, tile);
         for (int64_t r = 0; r < count; r++) {
             const float *sums = TILE_ROW(tile, 0, r);
-            float *g = gates + r * 4 * H + u;
-            int64_t k = r * H + u;
+            float *g = has_gates ? gates + r * 4 * H + u : 0;
+            const float *x = computes ? of_input + r * 4 * LANES : g;
+            int64_t of_gate = computes ? LANES : H, k = r * H + u;
             if (width == LANES && s->keep)
-                OWN(forward_units)(H, LANES, sums, g, c_before + k, c + k, h + k, 1);
+                OWN(forward_units)(H, LANES, sums, x, of_gate, g, c_before + k, c + k, h + k, 1);
             else if (width == LANES)
-                OWN(forward_units)(H, LANES, sums, g, c_before + k, c + k, h + k, 0);
+                OWN(forward_units)(H, LANES, sums, x, of_gate, g, c_before + k, c + k, h + k, 0);
             else
-                OWN(forward_units)(H, width, sums, g, c_before + k, c + k, h + k, (int)s->keep);
+                OWN(forward_last_units)(H, width, sums, x, of_gate, g, c_before + k, c + k, h + k,
+                                        (int)s->keep);
         }
     }
 }
@@ -169,8 +291,9 @@ TARGET static void OWN(forward)(const Forward *s, int64_t d, int64_t low, int64_
     int64_t row = s->row, before = s->before, H = s->hidden_size, P = s->state_size;
     for (int64_t t = s->steps.first; t < s->steps.first + s->steps.steps; t++) {
         int64_t size = rows_of(&s->steps, t), last = smaller(high, size);
-        for (int64_t first = low; first < last; first += CHUNK) {
-            int64_t count = smaller(CHUNK, last - first);
+        int64_t most = block_of(last - low, CHUNK);
+        for (int64_t first = low; first < last; first += most) {
+            int64_t count = smaller(most, last - first);
             OWN(forward_chunk)(s, d, row, before, first, count);
             if (s->weight_hr.data)
                 OWN(project)(at(s->squashed, d, first, H), H, count, at(s->weight_hr, d, 0, 0),
@@ -199,6 +322,29 @@ INLINE TARGET void OWN(backward_units)(int64_t H, int width, const float *later,
     }
 }
 
+/* The same for fewer units than lanes, in whole vectors: a copy of them, filled up with zeros. */
+TARGET static void OWN(backward_last_units)(int64_t H, int width, const float *later,
+                                            const float *dh, float *dc, const float *gates,
+                                            const float *c_before, const float *c, float *dgates) {
+    float own_gates[4 * LANES] = {0}, own_c[3 * LANES] = {0}, own_dgates[4 * LANES];
+    float own_dh[LANES] = {0};
+    for (int k = 0; k < width; k++) {
+        for (int g = 0; g < 4; g++)
+            own_gates[g * LANES + k] = gates[g * H + k];
+        own_c[k] = c_before[k];
+        own_c[LANES + k] = c[k];
+        own_c[2 * LANES + k] = dc[k];
+        own_dh[k] = dh ? dh[k] : 0.0f;
+    }
+    OWN(backward_units)(LANES, LANES, later, dh ? own_dh : 0, own_c + 2 * LANES, own_gates, own_c,
+                        own_c + LANES, own_dgates);
+    for (int k = 0; k < width; k++) {
+        for (int g = 0; g < 4; g++)
+            dgates[g * H + k] = own_dgates[g * LANES + k];
+        dc[k] = own_c[2 * LANES + k];
+    }
+}
+
 /* What one step of up to CHUNK sequences works on, from its first row. */
 typedef struct {
     float *dh, *dc, *dgates;
@@ -216,9 +362,12 @@ TARGET static void OWN(backward_tile)(int64_t H, int64_t u, int panels, int64_t 
             if (width == LANES && dh)
                 OWN(backward_units)(H, LANES, later, dh + k, s->dc + k, s->gates + g,
                                     s->c_before + k, s->c + k, s->dgates + g);
+            else if (width == LANES)
+                OWN(backward_units)(H, LANES, later, 0, s->dc + k, s->gates + g, s->c_before + k,
+                                    s->c + k, s->dgates + g);
             else
-                OWN(backward_units)(H, width, later, dh ? dh + k : 0, s->dc + k, s->gates + g,
-                                    s->c_before + k, s->c + k, s->dgates + g);
+                OWN(backward_last_units)(H, width, later, dh ? dh + k : 0, s->dc + k, s->gates + g,
+                                         s->c_before + k, s->c + k, s->dgates + g);
         }
 }
 
@@ -258,8 +407,9 @@ TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int6
     for (int64_t t = s->steps.first + s->steps.steps - 1; t >= s->steps.first; t--) {
         int64_t size = rows_of(&s->steps, t), row = end - size, last = smaller(high, size);
         int64_t before = t ? batch + row - rows_of(&s->steps, t - 1) : 0;
-        for (int64_t first = low; first < last; first += CHUNK) {
-            int64_t count = smaller(CHUNK, last - first);
+        int64_t most = block_of(last - low, CHUNK);
+        for (int64_t first = low; first < last; first += most) {
+            int64_t count = smaller(most, last - first);
             int64_t running = smaller(count, later > first ? later - first : 0);
             OWN(Rows)
             here = {

@@ -52,22 +52,34 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State |
     N = rows.shape[0]
     back = _backwards(data, reverse)
     sides = [rows, _picked(data, back).flatten(0, -2)] if D == 2 else [rows]
-    blocks = _blocks(inputs, batch, D * gates_size(H))
-    gates_rows = N if keep else max(last - first for first, last in map(bounds, blocks))
+    native = loop_native.applies(data)
+    whole = native and loop_native.computes_input(directions, N, inputs.steps)
+    if whole:
+        blocks = [runs_of(inputs.steps, batch, batch_sizes)]
+        gates_rows = N if keep else 0
+    else:
+        blocks = _blocks(inputs, batch, D * gates_size(H))
+        gates_rows = N if keep else max(last - first for first, last in map(bounds, blocks))
     gates = memory.empty(data, D, gates_rows, gates_size(H))
     hidden = memory.empty(data, D, batch + N, P)
     hidden[:, :batch] = 0 if h0 is None else h0
     cells = memory.empty(data, D, batch + (N if keep else 1), H)
     cells[:, :batch] = 0 if c0 is None else c0
     state = State(gates, hidden, cells)
-    native = loop_native.applies(data)
+    biases = [_added_biases(w) for w in directions]
     walk = loop_native.NativeForward if native else loop_torch.TorchForward
     loop = walk(directions, state, batch, batch_sizes, keep)
+    if isinstance(loop, loop_native.NativeForward) and whole:
+        loop.read(sides, [w.weight_ih for w in directions], biases)
+        loop.run(blocks[0], 0)
+        blocks = []
+    weights = [loop_native.right(w.weight_ih.t(), N) for w in directions if blocks]
     for block in blocks:
         first, last = bounds(block)
         base = 0 if keep else first
-        for side, w, into in zip(sides, directions, gates, strict=True):
-            _project(side[first:last], w, into[first - base : last - base])
+        for side, weight, bias, into in zip(sides, weights, biases, gates, strict=True):
+            part = into[first - base : last - base]
+            loop_native.multiply(side[first:last], weight, part, bias)
         loop.run(block, base)
     ended = last_rows(N, batch, batch_sizes, data.device)
     h_n = hidden.index_select(1, ended + batch)
@@ -100,12 +112,9 @@ def _picked(data: Tensor, steps: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.index_select(data, 0, steps, out=out)
 
 
-def _project(rows: Tensor, w: Weights, out: Tensor) -> None:
-    """The input's part of the pre-activations, biases included: (rows, 4H) into `out`."""
-    if w.bias_ih is None or w.bias_hh is None:
-        torch.mm(rows, w.weight_ih.t(), out=out)
-    else:
-        torch.addmm(w.bias_ih + w.bias_hh, rows, w.weight_ih.t(), out=out)
+def _added_biases(w: Weights) -> Tensor | None:
+    """The sum of both biases, (4H,); None where there are none."""
+    return None if w.bias_ih is None or w.bias_hh is None else w.bias_ih + w.bias_hh
 
 
 def _gate_gradients(
@@ -177,10 +186,10 @@ def backward(
             found[_FACTORS_OF_GATES] = more
     ddata = None
     if wanted.data:
-        ddata = (dgates[0] @ directions[0].weight_ih).view(data.shape)
+        ddata = loop_native.product(dgates[0], directions[0].weight_ih).view(data.shape)
         for d, w in enumerate(directions[1:], start=1):
             part = memory.empty(data, *data.shape)
-            torch.mm(dgates[d], w.weight_ih, out=part.view(N, -1))
+            loop_native.multiply(dgates[d], loop_native.right(w.weight_ih, N), part.view(N, -1))
             ddata.add_(_picked(part, back))
     dh0 = None
     if wanted.h0:
@@ -228,11 +237,11 @@ def _weight_gradients(
     m = read.by_weight_hr() if hr or any(of_hr) else None
     bias = dgates.sum(0) if bias_ih or bias_hh else None
     return [
-        dgates.t() @ read.by_weight_ih() if ih else None,
-        dgates.t() @ read.by_weight_hh() if hh else None,
+        loop_native.product(dgates.t(), read.by_weight_ih()) if ih else None,
+        loop_native.product(dgates.t(), read.by_weight_hh()) if hh else None,
         bias if bias_ih else None,
         (bias.clone() if bias_ih else bias) if bias is not None and bias_hh else None,
-        None if m is None or not hr else dh.t() @ m,
+        None if m is None or not hr else loop_native.product(dh.t(), m),
         *([None] * 4),
         *([None] * 2 if m is None else factors.of_projection(m, down_hr, up_hr, dh, of_hr)),
     ]

@@ -1,9 +1,11 @@
-"""The time loop of an LSTM layer in C, where it applies.
+"""The time loop of an LSTM layer and the products around it in C, where they apply.
 
 It applies to float32 on the CPU when the extension was built with the package and is not switched
 off (`LSTM_FREEZE_NATIVE=0` in the environment, read at import, or `enable(False)`). Everything else
 goes through the torch operations of `loop_torch`; the two agree to rounding. Which one a layer
-takes depends on dtype, device and this switch alone, never on what is frozen or on grad mode.
+takes depends on dtype, device and this switch alone, never on what is frozen or on grad mode. A
+product depends on its shape, too. The extension's gives a row of its left side the same bits
+whatever other rows there are.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +29,7 @@ from .rows import Run
 from .weights import Gradients, State, Weights
 
 _NAME = f"{__package__}._timeloop"
-_INTERFACE = 3  # the version of the extension's functions that this file calls
+_INTERFACE = 5  # the version of the extension's functions that this file calls
 
 try:
     from . import _timeloop
@@ -107,6 +110,76 @@ def applies(tensor: Tensor) -> bool:
     return _enabled and tensor.dtype == torch.float32 and tensor.is_cpu
 
 
+# Below these, packing the right side of a product costs more than the faster product saves.
+_FEWEST_ROWS = 3
+_FEWEST_MULTIPLICATIONS = 2**20
+
+
+class Right(NamedTuple):
+    """The right side of products, (K, N), and its panels where the extension makes them."""
+
+    matrix: Tensor
+    panels: Tensor | None
+
+
+def _pays(matrix: Tensor, rows: int) -> bool:
+    """Whether the extension makes the products with a left side of `rows` rows in all."""
+    many = rows >= _FEWEST_ROWS and rows * matrix.numel() >= _FEWEST_MULTIPLICATIONS
+    return many and applies(matrix)
+
+
+def right(matrix: Tensor, rows: int) -> Right:
+    """Prepares the right side of products with a left side of `rows` rows in all."""
+    if not _pays(matrix, rows):
+        return Right(matrix, None)
+    depth, columns = matrix.shape
+    return Right(matrix, _panels("right", [matrix.t()], columns, depth))
+
+
+def multiply(left: Tensor, by: Right, out: Tensor, start: Tensor | None = None) -> Tensor:
+    """Writes left @ right + start into `out`, (M, N) and contiguous; `start` is (N,)."""
+    if by.panels is None:
+        if start is None:
+            return torch.mm(left, by.matrix, out=out)
+        return torch.addmm(start, left, by.matrix, out=out)
+    rows, (depth, columns) = left.shape[0], by.matrix.shape
+    left = left if 1 in left.stride() else left.contiguous()
+    start = None if start is None else start.contiguous()
+    if out.shape != (rows, columns) or not out.is_contiguous():
+        raise _does_not_fit("out", out, f"({rows}, {columns}), contiguous")
+    if left.shape[1] != depth or not is_there(left):
+        raise _does_not_fit("left", left, f"({rows}, {depth}), all of it in memory")
+    for name, tensor in (("left", left), ("out", out)):
+        _check_kind(name, tensor)
+    beginning = 0 if start is None else start.data_ptr()
+    addresses = (left.data_ptr(), by.panels.data_ptr(), beginning, out.data_ptr())
+    job = _packed((rows, depth, columns, *left.stride(), *addresses))
+    _timeloop.multiply(torch.get_num_threads(), job, (left, by, start, out))
+    return out
+
+
+def product(left: Tensor, matrix: Tensor) -> Tensor:
+    """A new tensor left @ matrix."""
+    out = left.new_empty(left.shape[0], matrix.shape[1])
+    return multiply(left, right(matrix, left.shape[0]), out)
+
+
+# From this many rows of a step and thread on, the loop computes the input's part of the gates
+# itself: they are used while they are in cache, and weight_ih is read for enough rows at once.
+_ROWS_OF_A_STEP = 24
+# Up to so many weights of a direction, which are read from a cache at each step.
+_WEIGHTS_OF_A_STEP = 3 * 2**19
+
+
+def computes_input(directions: Sequence[Weights], rows: int, steps: int) -> bool:
+    """Whether the loop computes the input's part of the gates; no bit depends on it."""
+    D = len(directions)
+    parts = -(-torch.get_num_threads() // D)
+    weights = directions[0].weight_ih.numel() + directions[0].weight_hh.numel()
+    pays = rows >= steps * parts * _ROWS_OF_A_STEP and weights <= _WEIGHTS_OF_A_STEP
+    return pays and all(_pays(w.weight_ih, rows) for w in directions)
+
+
 class NativeForward:
     """Walks through the time blocks of a layer, as `loop_torch.TorchForward` does."""
 
@@ -128,6 +201,23 @@ class NativeForward:
         self._weight_hr = _panels("weight_hr", weight_hr, P, H) if weight_hr else None
         self._squashed = state.cells.new_empty(D, batch, H) if weight_hr else None
         self._walked = 0
+        self._input: tuple[int, ...] = (0,) * 7
+        self._input_owners: tuple[object, ...] = ()
+
+    def read(
+        self, sides: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+    ) -> None:
+        """Compute the input's part of the gates in the loop, from the rows of each direction."""
+        units, depth = self._state.cells.shape[2], sides[0].shape[1]
+        sides = [side.contiguous() for side in sides]
+        panels = _panels("weight_ih", weights, units, depth, gates=len(GATES))
+        columns = [bias.unsqueeze(1) for bias in biases if bias is not None]
+        bias = _panels("bias", columns, units, 1, gates=len(GATES)) if columns else None
+        for side in sides:
+            _check_kind("input", side)
+        addresses = [side.data_ptr() for side in sides] + [0]
+        self._input = *_address(panels), *_address(bias), depth, addresses[0], addresses[1]
+        self._input_owners = sides, panels, bias
 
     def run(self, block: list[Run], base: int) -> None:
         """Walk through one block; the first row of `gates` is row `base`."""
@@ -137,13 +227,15 @@ class NativeForward:
         job = _packed(
             (D, H, P, *self._steps.part(self._walked, steps), row),
             (self._batch + row - block[0].before if row else 0, base, self._keep),
-            _operand("gates", gates, D, gates_size(H)),
+            _operand("gates", gates, D, gates_size(H)) if gates.numel() else (0, 0),
             _operand("hidden", hidden, D, P),
             _operand("cells", cells, D, H),
             (0, 0) if self._squashed is None else _operand("squashed", self._squashed, D, H),
             *_operands(self._weight_hh, self._weight_hr),
+            self._input,
         )
-        owners = (self._state, self._squashed, self._weight_hh, self._weight_hr, self._steps)
+        panels = (self._weight_hh, self._weight_hr, self._input_owners)
+        owners = (self._state, self._squashed, self._steps, *panels)
         _timeloop.forward(torch.get_num_threads(), job, owners)
         self._walked += steps
 
@@ -196,12 +288,12 @@ def _panels(name: str, weights: Sequence[Tensor], units: int, depth: int, gates:
     """The weights of each direction, (gates * units, depth), in panels of units: (D, size)."""
     lanes = _timeloop.lanes()
     width = -(-units // lanes) * lanes
-    panels = memory.empty(weights[0], len(weights), gates * width * depth)
-    for weight, out in zip(weights, panels, strict=True):
+    packed = memory.empty(weights[0], len(weights), gates * width * depth)
+    for weight, out in zip(weights, packed, strict=True):
         alias = alias_of(name, weight, (gates * units, depth))
         numbers = (gates, units, depth, *alias.stride(), alias.data_ptr(), out.data_ptr())
         _timeloop.pack(torch.get_num_threads(), _packed(numbers), (alias, out))
-    return panels
+    return packed
 
 
 def alias_of(name: str, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -223,7 +315,11 @@ def call(name: str, job: bytes, owners: object) -> None:
 
 def _operands(hh: Tensor, hr: Tensor | None) -> tuple[tuple[int, int], tuple[int, int]]:
     """The packed weights as the extension's operands; (0, 0) for an absent projection."""
-    return (hh.data_ptr(), hh.stride(0)), (0, 0) if hr is None else (hr.data_ptr(), hr.stride(0))
+    return _address(hh), _address(hr)
+
+
+def _address(panels: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if panels is None else (panels.data_ptr(), panels.stride(0))
 
 
 def _operand(name: str, tensor: Tensor, directions: int, size: int) -> tuple[int, int]:
