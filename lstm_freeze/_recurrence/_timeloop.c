@@ -123,6 +123,8 @@ INLINE float hyperbolic_tangent(float x, int fused) {
 
 /* ---- what a call is given ------------------------------------------------------------------- */
 
+#define GATES 4 /* input, forget, cell and output, in this order */
+
 /* Where an operand (D, rows, F) lies: rows are dense, `direction` floats lie between directions. */
 typedef struct {
     float *data;
@@ -427,6 +429,8 @@ static PyMethodDef METHODS[] = {
 
 static int start(PyObject *module) {
     current = &LEVELS[usable_levels() - 1];
+    if (PyModule_AddIntConstant(module, "GATES", GATES) < 0)
+        return -1;
     /* Counts the changes of the calls above: an extension left over from another version of the
      * package must not be called. */
     return PyModule_AddIntConstant(module, "INTERFACE", 2);

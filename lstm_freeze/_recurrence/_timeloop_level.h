@@ -127,20 +127,20 @@ INLINE TARGET void OWN(forward_units)(int64_t H, int width, const float *tile, f
 TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, int64_t before,
                                       int64_t first, int64_t count) {
     int64_t H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
-    float tile[4 * CHUNK * LANES];
+    float tile[GATES * CHUNK * LANES];
     const float *h_before = at(s->hidden, d, before + first, P);
     const float *panels = at(s->weight_hh, d, 0, 0);
-    float *gates = at(s->gates, d, row - s->base + first, 4 * H);
+    float *gates = at(s->gates, d, row - s->base + first, GATES * H);
     const float *c_before = at(s->cells, d, (s->keep ? before : 0) + first, H);
     float *c = at(s->cells, d, (s->keep ? batch + row : 0) + first, H);
     float *h = s->weight_hr.data ? at(s->squashed, d, first, H)
                                  : at(s->hidden, d, batch + row + first, H);
     for (int64_t u = 0; u < H; u += LANES) {
         int width = (int)smaller(LANES, H - u);
-        OWN(product)(h_before, P, count, panels + u * 4 * P, P, 4, tile);
+        OWN(product)(h_before, P, count, panels + u * GATES * P, P, GATES, tile);
         for (int64_t r = 0; r < count; r++) {
             const float *sums = TILE_ROW(tile, 0, r);
-            float *g = gates + r * 4 * H + u;
+            float *g = gates + r * GATES * H + u;
             int64_t k = r * H + u;
             if (width == LANES && s->keep)
                 OWN(forward_units)(H, LANES, sums, g, c_before + k, c + k, h + k, 1);
@@ -210,7 +210,7 @@ TARGET static void OWN(backward_tile)(int64_t H, int64_t u, int panels, int64_t 
                                       const float *tile, const OWN(Rows) * s, const float *dh) {
     for (int64_t r = 0; r < count; r++)
         for (int p = 0; p < panels; p++) {
-            int64_t unit = u + p * LANES, k = r * H + unit, g = r * 4 * H + unit;
+            int64_t unit = u + p * LANES, k = r * H + unit, g = r * GATES * H + unit;
             int width = (int)smaller(LANES, H - unit);
             const float *later = TILE_ROW(tile, p, r);
             if (width == LANES && dh)
@@ -233,7 +233,8 @@ TARGET static void OWN(backward_chunk)(const Backward *s, int64_t d, const OWN(R
     for (int64_t u = 0; u < P; u += MOST_PANELS * LANES) {
         int panels = (int)smaller(MOST_PANELS, (P - u + LANES - 1) / LANES);
         if (running)
-            OWN(product)(later, 4 * H, running, at(s->weight_hh, d, u, 4 * H), 4 * H, panels, tile);
+            OWN(product)(later, GATES * H, running, at(s->weight_hh, d, u, GATES * H), GATES * H,
+                         panels, tile);
         for (int64_t r = running; r < count; r++)
             for (int64_t k = u; k < smaller(P, u + MOST_PANELS * LANES); k++)
                 TILE_ROW(tile, (k - u) / LANES, r)[(k - u) % LANES] = dh_n[r * P + k];
@@ -264,10 +265,10 @@ TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int6
             OWN(Rows)
             here = {
                 at(s->dh, d, row + first, P),       at(s->dc, d, first, H),
-                at(s->dgates, d, row + first, 4 * H), at(s->gates, d, row + first, 4 * H),
+                at(s->dgates, d, row + first, GATES * H), at(s->gates, d, row + first, GATES * H),
                 at(s->cells, d, before + first, H), at(s->cells, d, batch + row + first, H),
             };
-            OWN(backward_chunk)(s, d, &here, at(s->dgates, d, end + first, 4 * H),
+            OWN(backward_chunk)(s, d, &here, at(s->dgates, d, end + first, GATES * H),
                                 at(s->dh_n, d, first, P), count, running);
         }
         end = row;
