@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lstm_freeze._checks import as_bool, as_number, as_one_of
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
 
 
 @dataclass(frozen=True)
@@ -108,42 +105,3 @@ class PlateauState:
     def as_dict(self) -> dict[str, Any]:
         """The state as plain types, for a checkpoint."""
         return asdict(self)
-
-
-def monitored(trainer: Trainer, name: str) -> float:
-    """The present value of a logged metric, the mean of all ranks.
-
-    Raises:
-        ValueError: No such metric was logged.
-    """
-    metrics = trainer.callback_metrics
-    if name not in metrics:
-        known = ", ".join(sorted(metrics)) or "none"
-        raise ValueError(
-            f"`monitor` {name!r} was not logged by the end of the validation; logged: {known}"
-        )
-    value = metrics[name].detach().clone().float().to(trainer.strategy.root_device)
-    return float(trainer.strategy.reduce(value, reduce_op="mean"))
-
-
-def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether Lightning validates after this train batch."""
-    every, interval = trainer.check_val_every_n_epoch, trainer.val_check_batch
-    if every is not None and (trainer.current_epoch + 1) % every:
-        return False
-    if interval is None or interval == math.inf:
-        return trainer.is_last_batch
-    done = trainer.fit_loop.total_batch_idx if every is None else batch_idx
-    return (done + 1) % interval == 0
-
-
-def validate(trainer: Trainer) -> None:
-    """Run the validation that Lightning leaves out when it resumes at the end of a train batch.
-
-    The checkpoint was written before that validation.
-    """
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    loop.restarting = False
-    trainer.validating = True
-    loop.run()
-    trainer.training = True

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 import weakref
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lstm_freeze import FreezeSchedule, Recipe
 from lstm_freeze._freezing import align_buffers
 from lstm_freeze._optimizers import drop_state
 from lstm_freeze._schedule import ResolvedSchedule, raise_all
 
-from ._advance import Plateau, PlateauState, monitored, validate, validation_follows
-from ._best_state import copy_state, write_back
+from ._advance import Plateau
 from ._callback import Callback, stage_is_fit, without_fit
 from ._ddp import send_trainable_only
 from ._fit_guard import FitGuard
+from ._fit_plateau import FitPlateau, validate
 from ._given import Given, as_schedule, schedule_for
 from ._logged import log_caches, log_phase
 from ._neighbours import (
@@ -86,18 +85,21 @@ class FreezeScheduler(Callback):
         if advance is not None and not isinstance(advance, Plateau):
             raise TypeError(f"`advance` must be a Plateau or None, got {advance!r}")
         self.check = check
-        self.advance = advance
         self.resolved: ResolvedSchedule | None = None
         self._given = as_schedule(schedule)
         self._schedule: FreezeSchedule | None = None
-        self._plateau = PlateauState()
-        self._best: dict[str, Tensor] = {}
+        self._plateau = None if advance is None else FitPlateau(advance)
         self._restored: dict[str, Any] | None = None
         self._resumed_at: tuple[int, int] | None = None
         self._module: weakref.ref[nn.Module] | None = None
         self._guard: FitGuard | None = None
         self._index = 0
         self._logged = False
+
+    @property
+    def advance(self) -> Plateau | None:
+        """The Plateau that begins the phases; None where the epoch or step does."""
+        return None if self._plateau is None else self._plateau.plateau
 
     @property
     def phase(self) -> int:
@@ -155,9 +157,10 @@ class FreezeScheduler(Callback):
         state = {
             "schedule": self._schedule.describe(),
             "phase": self._index,
-            "plateau": self._plateau.as_dict() if self.advance else None,
+            "plateau": self._plateau and self._plateau.state.as_dict(),
         }
-        return {**state, "best": self._best} if self._best else state
+        best = self._plateau and self._plateau.best
+        return {**state, "best": best} if best else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the fit starts, where it is compared with the schedule."""
@@ -181,9 +184,8 @@ class FreezeScheduler(Callback):
             resolved.forget_rates(trainer.optimizers)
         send_trainable_only(trainer.model)
         warn_of_compilations(trainer, pl_module, resolved)
-        if self._restored is not None and self.advance is not None:
-            self._plateau = PlateauState(**self._restored["plateau"])
-            self._best = dict(self._restored.get("best", {}))
+        if self._restored is not None and self._plateau is not None:
+            self._plateau.restore(self._restored)
         # The trainer still counts from 0 here, and a fit that was finished begins no epoch. So
         # the phase is that of the checkpoint, to which the optimizer states belong.
         begun = self._phase_at(*(self._resumed_at or (0, 0)))
@@ -202,17 +204,17 @@ class FreezeScheduler(Callback):
                 "progressive_freezing needs the length of an epoch, and the training data has "
                 "none; give the Trainer limit_train_batches"
             )
-        if self._plateau.began is None:
-            self._plateau = replace(self._plateau, began=trainer.current_epoch)
+        if self._plateau is not None:
+            self._plateau.begin(trainer.current_epoch)
         # A checkpoint, loaded after on_fit_start, may hold optimizer state of frozen parameters.
         self._follow(trainer, again=self._resumed_at is not None)
-        if self._plateau.awaits:
+        if self._plateau is not None and self._plateau.state.awaits:
             validate(trainer)
-        self._decide(trainer, pl_module)
+        self._advance(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next phase if it is due, and enter the phase of this epoch."""
-        self._decide(trainer, pl_module)
+        self._advance(trainer, pl_module)
         self._follow(trainer)
 
     def on_train_batch_start(
@@ -222,7 +224,7 @@ class FreezeScheduler(Callback):
         if self._guard is not None:
             self._guard.before_batch(trainer)
         resolved = self._fitted
-        if resolved.schedule.unit == "step" and self.advance is None:
+        if resolved.schedule.unit == "step" and self._plateau is None:
             if (index := resolved.index_at(trainer.global_step)) != self._index:
                 self._enter(trainer, index)
         elif resolved.schedule.annealing is not None:
@@ -245,22 +247,13 @@ class FreezeScheduler(Callback):
             self._guard.after_batch(trainer)
         if self._fitted.warms_up:
             self._fitted.show_warm_up(trainer.optimizers, False)
-        if self.advance is not None and validation_follows(trainer, batch_idx):
-            self._plateau = replace(self._plateau, awaits=True)
+        if self._plateau is not None:
+            self._plateau.after_batch(trainer, batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count this validation of the monitored metric."""
-        if self.advance is None or trainer.sanity_checking or not stage_is_fit(trainer):
-            return
-        if trainer.global_step == self._plateau.seen:
-            return
-        value = monitored(trainer, self.advance.monitor)
-        improved = trainer.strategy.reduce_boolean_decision(
-            self.advance.improves(value, self._plateau.best), all=True
-        )
-        self._plateau = self._plateau.after(value, improved, trainer.global_step)
-        if improved and self.advance.restore_best:
-            self._best = copy_state(pl_module, self._fitted.inside.values())
+        if self._plateau is not None and stage_is_fit(trainer) and not trainer.sanity_checking:
+            self._plateau.after_validation(trainer, pl_module, self._fitted.inside.values())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """With `check="epoch"`, compare what is frozen; log the statistics of prefix caches."""
@@ -299,13 +292,15 @@ class FreezeScheduler(Callback):
         """Forget earlier fits, unless the same Trainer goes on with the same module."""
         goes_on = trainer.global_step > 0 and self._module and self._module() is pl_module
         if not goes_on:
-            self._plateau, self._best, self._index = PlateauState(), {}, 0
+            self._index = 0
+            if self._plateau is not None:
+                self._plateau.reset()
         self._module = weakref.ref(pl_module)
         self.resolved = self._schedule = self._restored = self._resumed_at = None
 
     def _phase_at(self, epoch: int, step: int) -> int:
-        if self.advance is not None:
-            return self._plateau.phase
+        if self._plateau is not None:
+            return self._plateau.state.phase
         by_step = self._fitted.schedule.unit == "step"
         return self._fitted.index_at(step if by_step else epoch)
 
@@ -324,27 +319,15 @@ class FreezeScheduler(Callback):
         self._fitted.prefixes.keep_ahead(index)
         self._logged = False
 
-    def _decide(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the next phase if it is due; once an epoch.
+    def _advance(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the next phase if the metric says so.
 
         Also called on_train_start: after a resume from the end of an epoch's last batch Lightning
         leaves out on_train_epoch_start.
         """
-        epoch = trainer.current_epoch
-        if self.advance is None or self._plateau.decided == epoch:
-            return
-        if self._plateau.phase + 1 < len(self._fitted.phases):
-            due = self.advance.is_due(self._plateau, epoch)
-            if trainer.strategy.reduce_boolean_decision(due, all=False):
-                self._next_phase(trainer, pl_module)
-                self._enter(trainer, self._plateau.phase)
-        self._plateau = replace(self._plateau, decided=epoch)
-
-    def _next_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._best:
-            write_back(pl_module, self._best)
-        drop_state(trainer.optimizers, self._fitted.inside.values())
-        self._plateau, self._best = self._plateau.next(trainer.current_epoch), {}
+        if self._plateau and self._plateau.advance(trainer, pl_module, len(self._fitted.phases)):
+            drop_state(trainer.optimizers, self._fitted.inside.values())
+            self._enter(trainer, self._plateau.state.phase)
 
     def _description(self, schedule: FreezeSchedule) -> dict[str, Any]:
         return {"schedule": schedule.describe(), "plateau": self.advance}

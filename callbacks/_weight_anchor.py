@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lstm_freeze import Anchor, anchor
 from lstm_freeze._checks import as_number
+from lstm_freeze._model import as_targets
 
 from ._callback import Callback, without_fit
 
@@ -39,12 +40,7 @@ class WeightAnchor(Callback):
 
     def __init__(self, targets: str | list[str] | None, strength: float) -> None:
         """Check the arguments."""
-        names = [targets] if isinstance(targets, str) or targets is None else list(targets)
-        if not names:
-            raise ValueError("`targets` got an empty list, which names nothing; None means all")
-        if any(not (name is None or isinstance(name, str)) for name in names):
-            raise TypeError(f"`targets` must be strings, got {targets!r}")
-        self.targets = tuple(names)
+        self.targets = tuple(as_targets(targets, "targets"))
         self.strength = as_number(strength, "strength", least=0)
         self._anchor: Anchor | None = None
         self._start: dict[str, Tensor] = {}

@@ -78,7 +78,7 @@ def test_another_trainers_fit_begins_anew_and_the_same_one_goes_on():
         (("head", -1), ValueError, "`strength`"),
         (("head", "1"), TypeError, "`strength` must be a number"),
         (([], 1), ValueError, "`targets` got an empty list"),
-        ((["head", 3], 1), TypeError, "`targets` must be strings"),
+        ((["head", 3], 1), TypeError, "`targets` must hold strings, got int"),
     ],
 )
 def test_bad_arguments(arguments, kind, message):

@@ -58,6 +58,7 @@ BAD_MODULE = "`module` must be a torch.nn.Module, got str"
 BAD_OPTIMIZER = "`optimizer` must be a torch.optim.Optimizer or several of them, got "
 BAD_TARGETS = " must be strings (module or parameter paths) or lists of them, got int"
 EMPTY = " got an empty list, which names nothing; None means all"
+NOTHING_EXCLUDED = " got an empty list, which names nothing; None leaves nothing out"
 
 
 def states(*sizes, **options):
@@ -144,7 +145,7 @@ CHOICES = [
     ((), {"kinds": []}, ValueError, "`kinds`" + EMPTY),
     ((), {"kinds": 0}, TypeError, "`kinds` must be strings, got 0"),
     (("head",), {"layers": [0]}, ValueError, "targets ['head'] and the keywords together select nothing: keywords choose within the RNN; drop one of the two"),
-    ((), {"exclude": []}, ValueError, "`exclude`" + EMPTY),
+    ((), {"exclude": []}, ValueError, "`exclude`" + NOTHING_EXCLUDED),
     ((), {"exclude": 3}, TypeError, "`exclude`" + BAD_TARGETS),
     ((), {"exclude": "hed"}, ValueError, 'exclude="hed": no such module; did you mean "head"?'),
     ((), {"exclude": "*"}, ValueError, "exclude='*' leaves nothing selected; exclude less"),
@@ -165,7 +166,10 @@ FREEZING = [
     (lambda m, o: freeze(nn.LSTM(3, 4, 2, dropout=0.5), layers=[0], dropout="off"), ValueError, "dropout=\"off\": this LSTM would be frozen only in part"),
     (lambda m, o: freeze_up_to("m", 0), TypeError, BAD_MODULE),
     *((lambda m, o, bad=bad: freeze_up_to(m, bad), TypeError, f"`layer_or_target` must be a layer (an int) or a target (a string), got {bad!r}") for bad in (1.5, True, None, slice(2))),
-    (lambda m, o: freeze_up_to(m, 9), ValueError, "layers=[9]: this LSTM has 2 layers; valid: 0, 1, or -2, -1"),
+    (lambda m, o: freeze_up_to(m, 9), ValueError, "layer_or_target=9: this LSTM has 2 layers; valid: 0, 1, or -2, -1"),
+    (lambda m, o: freeze_up_to(m, []), ValueError, "`layer_or_target` got an empty list, which names nothing; name a layer or a target"),
+    (lambda m, o: freeze_up_to(m, [0]), TypeError, "`layer_or_target` must hold strings, got int"),
+    (lambda m, o: freeze_up_to(TWO, 0, groups=[["a"], ["b"]]), ValueError, 'layer_or_target=0 needs a module that is or contains exactly one RNN; the RNNs here: "a", "b"; use targets, like "a[0]"'),
     (lambda m, o: freeze_up_to(m, "encodr"), ValueError, '"encodr": no such module; did you mean "encoder"?'),
     (lambda m, o: status(m, optimizer="x"), TypeError, BAD_OPTIMIZER + "str"),
     (lambda m, o: status(m, by="row"), ValueError, "`by` must be \"layer\" or \"parameter\", got 'row'"),
@@ -187,7 +191,8 @@ GROUPS = [
     (lambda m, o: param_groups(m, 0.1, weight_decay=-1), ValueError, "`weight_decay` must be finite and at least 0, got -1"),
     (lambda m, o: param_groups(m, 0.1, weight_decay="a"), TypeError, "`weight_decay` must be a number, got 'a'"),
     (lambda m, o: param_groups(m, 0.1, no_decay=3), TypeError, "`no_decay`" + BAD_TARGETS),
-    (lambda m, o: param_groups(m, 0.1, no_decay=[]), ValueError, "`no_decay`" + EMPTY),
+    (lambda m, o: param_groups(m, 0.1, no_decay=[]), ValueError, "`no_decay`" + EMPTY + " decay"),
+    (lambda m, o: param_groups(m, 0.1, groups=[[], "head"]), ValueError, "`groups[0]` got an empty list, which names nothing; leave the group out"),
     (lambda m, o: slanted_triangular("o", 10), TypeError, BAD_OPTIMIZER + "str"),
     (lambda m, o: slanted_triangular([o, o], 10), ValueError, "`optimizer` must be one optimizer, got 2"),
     (lambda m, o: slanted_triangular(o, 0), ValueError, "`total_steps` must be at least 1, got 0"),
@@ -224,6 +229,7 @@ BETWEEN = [
     (lambda m, o: load_changes(m, "no such.pt"), FileNotFoundError, "no such.pt"),
     (lambda m, o: SaveChanges(3), TypeError, "`base` must be the fingerprints of the base, as fingerprints(module) gives them before training, got int"),
     (lambda m, o: WeightAnchor([], 1), ValueError, "`targets`" + EMPTY),
+    (lambda m, o: WeightAnchor(["head", 3], 1), TypeError, "`targets` must hold strings, got int"),
     (lambda m, o: WeightAnchor("head", NAN), ValueError, "`strength` must be finite and at least 0, got nan"),
 ]
 SCHEDULES = [
@@ -238,15 +244,21 @@ SCHEDULES = [
     (lambda m, o: Phase(0, "head", lr={"head": 0}), ValueError, "`lr['head']` must be above 0, got 0"),
     (lambda m, o: Phase(0, "head", warmup=-1), ValueError, "`warmup` must not be negative, got -1"),
     (lambda m, o: Phase(0, "head", warmup=1.5), TypeError, "`warmup` must be an integer, got 1.5"),
-    *((lambda m, o, bad=bad: FreezeSchedule(bad), TypeError, f"`phases` must be a mapping start -> targets or a list of Phase, got {type(bad).__name__}") for bad in (3, "head", None)),
-    (lambda m, o: FreezeSchedule([3]), TypeError, "`phases` must hold Phase objects, got 3"),
+    *((lambda m, o, bad=bad: FreezeSchedule(bad), TypeError, f"`phases` must be a mapping start -> targets or a list of Phase, got {type(bad).__name__}; for example {{0: ['head'], 2: ['*']}}") for bad in (3, "head", None)),
+    *((lambda m, o, bad=bad: FreezeSchedule([bad]), TypeError, f"`phases` must hold Phase objects, got {bad!r}; write Phase(start, train), for example Phase(0, [\"head\"])") for bad in (3, {"start": 0, "train": "head"})),
+    (lambda m, o: FreezeSchedule({0: {"train": "head"}}), ValueError, "phase 0: `train` must be targets, got {'train': 'head'}; a phase that says more stands in a list, with start, train, lr and warmup"),
+    (lambda m, o: FreezeScheduler([{"start": 0}]), ValueError, "`phases[0]` must have start and train, got {'start': 0} without train; for example {'start': 0, 'train': ['head']}"),
+    (lambda m, o: FreezeScheduler([{"start": 0, "trian": "head"}]), ValueError, "`phases[0]` has the key 'trian', and a phase has start, train, lr, warmup; did you mean \"train\"?"),
+    (lambda m, o: FreezeScheduler({"phases": [3]}), TypeError, "`phases[0]` must be a mapping with start and train, got 3; for example {'start': 0, 'train': ['head']}"),
+    (lambda m, o: FreezeScheduler({"phases": 3}), TypeError, "`phases` must be a mapping start -> targets or a list of Phase, got int"),
+    (lambda m, o: FreezeScheduler({"phases": {0: "head"}, "unti": "step"}), ValueError, "a schedule has no 'unti'; its keys: phases, unit, scope, exclude, rest; did you mean \"unit\"?"),
     (lambda m, o: FreezeSchedule({}), ValueError, "`phases` must have a phase that starts at 0, but it is empty"),
     (lambda m, o: FreezeSchedule({1: "*"}), ValueError, "`phases` must have a phase that starts at 0, but the first starts at 1"),
     (lambda m, o: FreezeSchedule([Phase(0, "*"), Phase(0, "head")]), ValueError, "`phases` has two phases that start at 0; name all that trains in one"),
     (lambda m, o: FreezeSchedule({0: "*"}, unit="batch"), ValueError, "`unit` must be \"epoch\" or \"step\", got 'batch'"),
     (lambda m, o: FreezeSchedule({0: "*"}, scope=[]), ValueError, "`scope`" + EMPTY),
     (lambda m, o: FreezeSchedule({0: "*"}, scope=3), TypeError, "`scope`" + BAD_TARGETS),
-    (lambda m, o: FreezeSchedule({0: "*"}, exclude=[]), ValueError, "`exclude`" + EMPTY),
+    (lambda m, o: FreezeSchedule({0: "*"}, exclude=[]), ValueError, "`exclude`" + NOTHING_EXCLUDED),
     (lambda m, o: FreezeSchedule({0: "*"}, exclude=3), TypeError, "`exclude`" + BAD_TARGETS),
     (lambda m, o: S.apply("m", 0), TypeError, BAD_MODULE),
     (lambda m, o: S.apply(m, -1), ValueError, "`epoch` must not be negative, got -1"),

@@ -245,7 +245,7 @@ def test_freeze_up_to_takes_a_layer_or_a_target(wrong):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (2, "layers=[2]: this LSTM has 2 layers; valid: 0, 1, or -2, -1"),
+        (2, "layer_or_target=2: this LSTM has 2 layers; valid: 0, 1, or -2, -1"),
         ("encodr", 'did you mean "encoder"?'),
         ([], "got an empty list"),
     ],

@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from lstm_freeze import BiLSTM
-from lstm_freeze._recurrence import loop_native, memory, small
+from lstm_freeze._recurrence import cell, loop_native, memory, small
 from lstm_freeze._recurrence.equations import equations
 from lstm_freeze._recurrence.rows import last_rows, runs_of
 from lstm_freeze._recurrence.weights import Gradients, State, Weights
@@ -455,6 +455,11 @@ def test_steps_at_the_end_that_no_sequence_has_are_taken(bidirectional):
         found.append((output.data, h, c, *gradients))
     for got, true in zip(*found, strict=True):
         torch.testing.assert_close(got, true)
+
+
+@built
+def test_the_extension_has_the_gates_of_the_cell():
+    assert len(cell.GATES) == loop_native._timeloop.GATES == 4
 
 
 @built

@@ -243,7 +243,7 @@ ROOMS = [
     "_config", "__init__",
 ]
 CALLBACKS_ORDER = [
-    "_callback", "_ddp", "_best_state", "_refusals", "_advance", "_fit_guard", "_frozen_check",
+    "_callback", "_ddp", "_refusals", "_advance", "_fit_plateau", "_fit_guard", "_frozen_check",
     "_weight_drift", "_save_changes", "_weight_anchor",
     "_given", "_neighbours", "_logged", "_scheduler", "_gradual", "__init__",
 ]

@@ -29,8 +29,8 @@ def interpolate(module: nn.Module, start: Mapping[str, Tensor], share: float) ->
     as in all that stayed frozen, the weight is left as it is, bit for bit. Buffers that are
     floating point are mixed, too; those of integers are present ones, at share 0 those of `start`.
 
-    The weights are written into the module's own tensors, frozen or not. A FrozenGuard takes the
-    values as right after `guard.remember()`.
+    The weights are written into the module's own tensors, frozen or not. A FrozenGuard accepts
+    the values after `guard.remember()`.
 
     Args:
         module: The fine-tuned module; wrappers (DDP, torch.compile's) are looked through.

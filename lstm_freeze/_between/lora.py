@@ -64,7 +64,7 @@ class LoRA:
         """Write base + update into the weights, and take the factors away.
 
         The module computes what it computed, to rounding. The weights train again if they did
-        before `add_lora`; where they stay frozen, a FrozenGuard takes the new values as right after
+        before `add_lora`; where they stay frozen, a FrozenGuard accepts the new values after
         `guard.remember()`. A second time does nothing.
         """
         tree = Tree(self._module)

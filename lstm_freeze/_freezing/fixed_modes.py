@@ -30,7 +30,7 @@ class FixedMode:
     They do nothing while the statistics of a batch norm are recomputed on purpose.
     `torch.optim.swa_utils.update_bn` and Lightning's StochasticWeightAveraging reset the statistics
     and set `momentum` to None for the passes that fill them again. Where `momentum` was None from
-    the beginning, the counter of batches tells it: it was set back. That counts until `update_bn`
+    the beginning, the counter of batches shows the reset. It counts as one until `update_bn`
     has returned, or, where that does not run, until the next pass in eval mode.
 
     Attributes:

@@ -21,6 +21,7 @@ from .._model import (
     reshard,
     resolve,
     select_in,
+    select_layer,
 )
 from .._optimizers import (
     as_optimizers,
@@ -201,12 +202,10 @@ def freeze_up_to(
             f"got {layer_or_target!r}"
         )
     if isinstance(layer_or_target, SupportsIndex):
-        try:
-            last = select_in(tree, layers=layer_or_target).distinct
-        except ValueError as error:
-            raise ValueError(f"layer_or_target={layer_or_target!r} is a layer: {error}") from None
+        last = select_layer(tree, layer_or_target, "layer_or_target").distinct
     else:
-        last = select_in(tree, (layer_or_target,)).distinct
+        remedy = "name a layer or a target"
+        last = select_in(tree, as_targets(layer_or_target, "layer_or_target", remedy)).distinct
     if groups is None:
         in_order = [name for part in tree.parts for name in part.parameters]
         end = max(in_order.index(name) for name in last) + 1

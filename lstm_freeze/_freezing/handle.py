@@ -97,7 +97,7 @@ class Freeze:
 
 
 def turn(handle: Freeze, decisions: Iterable[tuple[Switch, bool]]) -> None:
-    """Turn switches in the name of a handle."""
+    """Turn switches on behalf of a handle."""
     entries = tuple(decide(handle._call, switch, value) for switch, value in decisions)
     handle._entries = entries
     _tell(handle._module, [entry.switch for entry in entries])

@@ -73,7 +73,7 @@ class Record:
         self._drop_hidden()
 
     def join(self, other: Record) -> None:
-        """Become one with the record of what is tied now; both are kept by handles."""
+        """Share all decisions with another record, whose parameter is tied to this one now."""
         self.decisions += [d for d in other.decisions if d not in self.decisions]
         for part, value in other.before.items():
             self.before.setdefault(part, value)

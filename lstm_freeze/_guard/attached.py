@@ -19,7 +19,7 @@ class _Attached:
         self.guards: list[FrozenGuard] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return bool, ()  # read back as False, so the file needs no lstm_freeze
+        return bool, ()  # False, which can be read where lstm_freeze is not installed
 
 
 def attached_to(module: nn.Module) -> tuple[FrozenGuard, ...]:

@@ -31,7 +31,7 @@ class FollowedOptimizers:
     def add(self, optimizers: Iterable[Optimizer]) -> None:
         """Follow these optimizers, too.
 
-        Of a wrapper that is none of torch's only the steps inside it are heard of.
+        Of a wrapper that is no torch.optim.Optimizer only the steps inside it are seen.
         """
         for optimizer in with_inner(optimizers):
             if isinstance(optimizer, Optimizer):

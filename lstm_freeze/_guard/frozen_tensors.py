@@ -70,7 +70,7 @@ class FrozenTensors:
         self._add(tree, [p for p in newly if (id(p), "") not in self._remembered])
 
     def take_anew(self, module: nn.Module) -> None:
-        """At the next comparison, take the module's buffers as right as they are then."""
+        """At the next comparison, accept the module's buffers as they are then."""
         for one in self._remembered.values():
             if one.owner is module:
                 one.snapshot = None
@@ -112,7 +112,10 @@ class FrozenTensors:
         self._links = list(self._path_links())
 
     def _buffers(self, tree: Tree, frozen: Collection[Key]) -> Iterator[Remembered]:
-        """The buffers of normalisation layers whose parameters are all among these."""
+        """The buffers of normalisation layers whose parameters are all among these.
+
+        Of a layer without parameters, those of the nearest module around it count.
+        """
         for path, module in tree.modules.items():
             if not (is_normalization(module) or is_scripted_normalization(module)):
                 continue

@@ -112,7 +112,10 @@ class FrozenGuard:
         self._begin()
 
     def remember(self) -> None:
-        """Take what is frozen now as right, after a deliberate overwrite (load_state_dict)."""
+        """Accept the present values of what is frozen, after they were overwritten on purpose.
+
+        For example after `load_state_dict`.
+        """
         self._tensors.take_all()
         self._uncompared_steps = 0
         self._reported, self._missed = set(), None
@@ -260,7 +263,7 @@ class FrozenGuard:
         self._tensors.follow(parameters)
 
     def statistics_recomputed(self, module: nn.Module) -> None:
-        """Take a frozen layer's statistics as right once they are recomputed (update_bn)."""
+        """Accept a frozen layer's statistics once they are recomputed (update_bn)."""
         self._tensors.take_anew(module)
 
     def idle_steps(self) -> Mapping[int, int]:

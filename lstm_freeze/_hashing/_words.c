@@ -1,6 +1,8 @@
-/* The sums behind fingerprints, sum(low * word + high * (word >> 32)) modulo 2^64, at the speed of
- * memory. Integers only, so every way to add them up gives the same number as the torch operations
- * of word_sums.py, which serve where this extension is not built.
+/* The sums behind fingerprints: sum(low * word + high * (word >> 32)) modulo 2^64.
+ *
+ * Low and high are multipliers. All numbers are integers, so the order of the additions does not
+ * matter, and the torch operations of word_sums.py, which are used where this extension is not
+ * built, give the same sums.
  */
 #define PY_SSIZE_T_CLEAN
 #include <pyconfig.h>
@@ -36,7 +38,7 @@ typedef struct {
 
 /* The sum of one row from a word on. */
 INLINE uint64_t sum_of(const Table *t, const int64_t *words, int64_t from) {
-    uint64_t sum = 0; /* unsigned, whose overflow is defined */
+    uint64_t sum = 0; /* unsigned, since C defines no overflow of signed integers */
     for (int64_t k = from; k < t->length; k++)
         sum += (uint64_t)t->low[k] * (uint64_t)words[k] +
                (uint64_t)t->high[k] * (uint64_t)(words[k] >> 32);
@@ -50,12 +52,13 @@ INLINE void row_sums(const Table *t) {
 
 static void row_sums_baseline(const Table *t) { row_sums(t); }
 #if X86_LEVELS
-/* AVX2 has no product of 64-bit numbers. With words and weights as halves (upper * 2^32 + lower),
+/* AVX2 has no product of 64-bit numbers. So words and multipliers are split into halves of 32 bits,
+ * upper * 2^32 + lower:
  *   low * word + high * (word >> 32) = low.lower * word.lower + high.lower * word.upper
  *     + 2^32 * (low.upper * word.lower + (high.upper + low.lower) * word.upper
  *               - (high.lower if word < 0)),
- * where what is multiplied by 2^32 counts modulo 2^32 only. Four rows at a time share the weights,
- * which do not stay in the first-level cache beside the words. */
+ * Of what is multiplied by 2^32 only the lower 32 bits count. Four rows are summed at a time, so
+ * that multipliers are read once for four words: they do not stay in the first-level cache. */
 #define ROWS 4
 __attribute__((target("avx2"))) static void row_sums_avx2(const Table *t) {
     int64_t r = 0, whole_length = t->length & ~(int64_t)3;
@@ -68,7 +71,7 @@ __attribute__((target("avx2"))) static void row_sums_avx2(const Table *t) {
             __m256i low = _mm256_loadu_si256((const __m256i *)(t->low + k));
             __m256i high = _mm256_loadu_si256((const __m256i *)(t->high + k));
             __m256i moved = _mm256_slli_epi64(high, 32);
-            __m256i weight = _mm256_blend_epi32(
+            __m256i multiplier = _mm256_blend_epi32(
                 _mm256_srli_epi64(low, 32), _mm256_add_epi32(high, _mm256_slli_epi64(low, 32)),
                 0xAA);
             for (int i = 0; i < ROWS; i++) {
@@ -77,7 +80,7 @@ __attribute__((target("avx2"))) static void row_sums_avx2(const Table *t) {
                 whole[i] = _mm256_add_epi64(whole[i], _mm256_mul_epu32(word, low));
                 whole[i] = _mm256_add_epi64(
                     whole[i], _mm256_mul_epu32(_mm256_srli_epi64(word, 32), high));
-                upper[i] = _mm256_add_epi32(upper[i], _mm256_mullo_epi32(word, weight));
+                upper[i] = _mm256_add_epi32(upper[i], _mm256_mullo_epi32(word, multiplier));
                 upper[i] = _mm256_sub_epi32(upper[i], negative);
             }
         }
@@ -115,15 +118,15 @@ static void (*chosen(void))(const Table *) {
 
 /* ---- several tables, in blocks of rows ------------------------------------------------------ */
 
-#define BLOCK_WORDS 32768  /* 256 KiB, which stay in a core's cache beside the weights */
-#define THREAD_WORDS 65536 /* less than this is done before another thread has begun */
+#define BLOCK_WORDS 32768  /* 256 KiB, which stay in a core's cache beside the multipliers */
+#define THREAD_WORDS 65536 /* fewer are summed before another thread has started */
 
 typedef struct {
     const Table *tables;
     void (*sums)(const Table *);
 } Job;
 
-/* A multiple of the rows that are summed at a time. */
+/* The rows of a block: a multiple of the 4 that are summed at a time. */
 static int64_t block_rows(const Table *t) {
     int64_t rows = BLOCK_WORDS / (t->length ? t->length : 1) & ~(int64_t)3;
     return rows ? rows : 4;
@@ -144,8 +147,8 @@ static void sum_block(const void *argument, int64_t unit) {
     job->sums(&block);
 }
 
-/* row_sums(threads, tables, owners): the bytes of Tables, which are not checked. The owners are not
- * looked at: they keep the memory alive as long as the call. */
+/* row_sums(threads, tables, owners): `tables` are the bytes of an array of Table, whose addresses
+ * are not checked. `owners` are not read: they keep the memory alive during the call. */
 static PyObject *call(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     char *bytes;
     Py_ssize_t size;
@@ -201,7 +204,7 @@ static PyModuleDef_Slot SLOTS[] = {
 };
 
 static struct PyModuleDef MODULE = {
-    PyModuleDef_HEAD_INIT, "_words", "Weighted sums of 8-byte words.", 0, METHODS, SLOTS,
+    PyModuleDef_HEAD_INIT, "_words", "Sums of 8-byte words times multipliers.", 0, METHODS, SLOTS,
     NULL, NULL, NULL,
 };
 

@@ -112,6 +112,7 @@ def _same(a: Bits, b: Bits) -> bool | Tensor:
         return False
     if a.words.device.type == "cpu":
         return torch.equal(a.words, b.words) and (not len(a.rest) or torch.equal(a.rest, b.rest))
-    # On other devices a comparison makes a temporary, kept small; nothing waits for the result.
+    # On other devices a comparison makes a temporary, so small pieces are compared. The host does
+    # not wait for the results.
     pieces = zip(torch.split(a.words, _PIECE), torch.split(b.words, _PIECE), strict=True)
     return torch.stack([(x == y).all() for x, y in (*pieces, (a.rest, b.rest))]).all()

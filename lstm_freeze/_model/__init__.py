@@ -6,9 +6,11 @@ from .groups import grouped_parts as grouped_parts
 from .groups import names_of_groups as names_of_groups
 from .selection import Selection as Selection
 from .selection import Target as Target
+from .selection import as_exclusion as as_exclusion
 from .selection import as_targets as as_targets
 from .selection import select as select
 from .selection import select_in as select_in
+from .selection import select_layer as select_layer
 from .targets import Layers as Layers
 from .targets import Names as Names
 from .targets import quote as quote

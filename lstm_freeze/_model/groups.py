@@ -32,7 +32,10 @@ def as_groups(value: Any, argument: str = "groups") -> tuple[tuple[str, ...], ..
         raise TypeError(f'`{argument}` must hold targets, got None; "*" is all that is left')
     if not items:
         raise ValueError(f"`{argument}` got an empty list; None takes the model's own parts")
-    return tuple(tuple(as_targets(item, f"{argument}[{i}]")) for i, item in enumerate(items))
+    return tuple(
+        tuple(as_targets(item, f"{argument}[{i}]", "leave the group out"))
+        for i, item in enumerate(items)
+    )
 
 
 def names_of_groups(tree: Tree, groups: Sequence[Sequence[str]]) -> list[set[str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import SupportsIndex
 
 from torch import nn
 
@@ -130,15 +132,15 @@ def select_in(
                 "keywords choose within the RNN; drop one of the two"
             )
     kept = set(names)
-    for target in as_targets(exclude, "exclude") if exclude is not None else ():
+    for target in as_exclusion(exclude):
         kept -= set(tree.all_names(resolve(tree, target, "exclude=")))
     if names and not kept:
         raise ValueError(f"exclude={exclude!r} leaves nothing selected; exclude less")
     return Selection(tree, kept)
 
 
-def as_targets(target: Target, argument: str) -> list[str]:
-    """A target or several as a list of strings; None is all."""
+def as_targets(target: Target, argument: str, remedy: str = "None means all") -> list[str]:
+    """A target or several as a list of strings; None is all; `remedy` is for an empty list."""
     if target is None:
         return ["*"]
     if isinstance(target, str):
@@ -150,22 +152,39 @@ def as_targets(target: Target, argument: str) -> list[str]:
         )
     items = list(target)
     if not items:
-        raise ValueError(f"`{argument}` got an empty list, which names nothing; None means all")
+        raise ValueError(f"`{argument}` got an empty list, which names nothing; {remedy}")
     if wrong := [i for i in items if not isinstance(i, str)]:
         raise TypeError(f"`{argument}` must hold strings, got {type(wrong[0]).__name__}")
     return items
 
 
+def as_exclusion(exclude: Target) -> list[str]:
+    """The targets to leave out; none for None."""
+    return [] if exclude is None else as_targets(exclude, "exclude", "None leaves nothing out")
+
+
+def select_layer(tree: Tree, layer: SupportsIndex, argument: str) -> Selection:
+    """A layer of the one RNN of a tree; messages name the argument that gave it."""
+    shown = f"{argument}={operator.index(layer)}"
+    names = in_rnn(tree, _the_rnn(tree, shown), layer, None, None, shown)
+    return Selection(tree, tree.all_names(names))
+
+
 def _by_keyword(tree: Tree, layers: Layers, directions: Names, kinds: Names) -> set[str]:
     given = {"layers": layers, "directions": directions, "kinds": kinds}
     keyword = next(name for name, value in given.items() if value is not None)
+    return in_rnn(tree, _the_rnn(tree, f"{keyword}="), layers, directions, kinds)
+
+
+def _the_rnn(tree: Tree, shown: str) -> str:
+    """The path of the one RNN of a tree; ValueError where there is not exactly one."""
     if len({*map(id, tree.rnns.values())}) != 1:
         example = f"like {quote(f'{next(iter(tree.rnns))}[0]')}" if tree.rnns else "module paths"
         raise ValueError(
-            f"{keyword}= needs a module that is or contains exactly one RNN; "
+            f"{shown} needs a module that is or contains exactly one RNN; "
             f"{rnns_there_are(tree)}; use targets, {example}"
         )
-    return in_rnn(tree, next(iter(tree.rnns)), layers, directions, kinds)
+    return next(iter(tree.rnns))
 
 
 def _shape(parameter: nn.Parameter) -> str:

@@ -148,7 +148,9 @@ class SlantedTriangle:
 def _spared(tree: Tree, no_decay: Target) -> frozenset[int]:
     """Ids of the parameters without weight decay; a target that matches nothing is ignored."""
     names: set[str] = set()
-    for target in as_targets(no_decay, "no_decay") if no_decay is not None else ():
+    if no_decay is None:
+        return frozenset()
+    for target in as_targets(no_decay, "no_decay", "None means all decay"):
         try:
             names |= resolve(tree, target, "no_decay=")
         except ValueError:

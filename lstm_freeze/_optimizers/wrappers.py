@@ -122,7 +122,7 @@ def _inside(optimizer: object) -> Iterator[Optimizer]:
 
 
 def _kept_in(holder: Any) -> list[Any]:
-    """What an object keeps; of an optimizer neither its state nor hooks, which are others'."""
+    """What an object keeps; of an optimizer neither its state nor its hooks."""
     if isinstance(holder, Mapping):
         return [*holder.values()]
     if isinstance(holder, (list, tuple, set, frozenset, deque)):

@@ -1,8 +1,8 @@
-/* Blocks of memory that are lent again and again: what a training step gives back, the next one takes.
+/* A pool of memory: a training step uses the blocks again that the step before it has given back.
  *
- * A block is lent as a DLPack capsule. Whoever lets go of the tensor made of it calls `give_back`
- * here: C alone, so nothing of Python runs at that moment, and no exception can be lost there.
- * Include after Python.h. */
+ * A block is lent as a DLPack capsule, of which torch makes a tensor. When that tensor is freed,
+ * torch calls `give_back`. It is C alone: no Python code runs at that moment, so no exception can be
+ * lost there. Include after Python.h. */
 
 /* DLPack's own layout (https://dmlc.github.io/dlpack), which never changes for this name. */
 typedef struct {
@@ -28,10 +28,10 @@ typedef struct ManagedTensor {
 #define ALIGNMENT 64
 #define MEGABYTE ((int64_t)1 << 20)
 
-/* Stands before the memory of a block, which begins at the next multiple of ALIGNMENT. */
+/* The head of a block; its memory begins at the next multiple of ALIGNMENT. */
 typedef struct Block {
-    struct Block *next; /* of those that wait, the last to come back first */
-    int64_t size, since;
+    struct Block *next; /* waiting blocks are a list, the last to come back first */
+    int64_t size, since; /* bytes, and the pass in which it came back */
     int64_t shape[1];
     ManagedTensor managed;
 } Block;
@@ -39,9 +39,9 @@ typedef struct Block {
 static struct {
     Block *waiting;
     int64_t now;        /* counts the passes of layers */
-    int64_t waits;      /* after so many passes a block that waits is let go */
-    int64_t lent, held; /* bytes; held are those lent and those that wait */
-    int64_t peak, peak_before; /* the most lent within this window of `waits` passes, and the last */
+    int64_t waits;      /* a block that has waited for so many passes is freed */
+    int64_t lent, held; /* bytes that are lent, and bytes that are lent or waiting */
+    int64_t peak, peak_before; /* the most bytes lent in these `waits` passes, and in those before */
     char lock;
 } blocks = {.waits = 64};
 
@@ -52,8 +52,9 @@ static void lock_blocks(void) {
 
 static void unlock_blocks(void) { __atomic_clear(&blocks.lock, __ATOMIC_RELEASE); }
 
-/* Takes out of those that wait the ones that have waited too long, and the longest waiting ones
- * until `held` is at most `most`. Returns their list, for `free_blocks` outside the lock. */
+/* Removes from the waiting blocks those that came back before pass `oldest`, and those that would
+ * make `held` more than `most`, the longest waiting first. Returns them as a list, which the caller
+ * gives to `free_blocks` after unlocking. */
 static Block *take_old_blocks(int64_t oldest, int64_t most) {
     Block *taken = NULL;
     int64_t kept = blocks.lent;
@@ -93,7 +94,8 @@ static void give_back(ManagedTensor *managed) {
     free_blocks(freed);
 }
 
-/* The smallest block that waits and fits, of equal ones the last to come back; NULL if none. */
+/* The smallest waiting block of `size` to 2 * `size` bytes, and of equal ones the last to come back;
+ * NULL if there is none. */
 static Block *take_block(int64_t size) {
     Block **best = NULL;
     for (Block **link = &blocks.waiting; *link; link = &(*link)->next)
@@ -112,7 +114,7 @@ static int64_t most_held(void) {
 }
 
 static Block *lent_block(int64_t size) {
-    /* An eighth to spare for batches that are somewhat longer. */
+    /* An eighth more, so that the block also fits a somewhat longer batch. */
     int64_t whole = (size + size / 8 + MEGABYTE - 1) / MEGABYTE * MEGABYTE;
     Block *freed = NULL;
     lock_blocks();
@@ -179,7 +181,7 @@ static PyObject *lend(PyObject *module, PyObject *const *args, Py_ssize_t count)
     return capsule;
 }
 
-/* One more pass of a layer: what has waited through many is let go. */
+/* Counts a pass of a layer, and frees the blocks that have waited too long. */
 static PyObject *pass(PyObject *module, PyObject *none) {
     Block *freed;
     (void)module;
@@ -231,8 +233,8 @@ static PyObject *keep_for(PyObject *module, PyObject *passes) {
     return PyLong_FromLongLong(before);
 }
 
-/* In a forked child: another thread of the parent may have held the lock. What waits goes, since
- * each page that the parent writes to would be copied, and the old one stay with the child. */
+/* In a forked child: another thread of the parent may have held the lock. Waiting blocks are freed:
+ * the child would keep a copy of each of their pages that the parent writes to. */
 static PyObject *after_fork(PyObject *module, PyObject *none) {
     unlock_blocks();
     PyObject *released = release(module, none);
@@ -245,8 +247,8 @@ static PyObject *after_fork(PyObject *module, PyObject *none) {
 #define MEMORY_METHODS                                                                             \
     {"lend", (PyCFunction)(void (*)(void))lend, METH_FASTCALL,                                     \
      "lend(numbers, itemsize): memory for so many floats, as a DLPack capsule."},                  \
-        {"pass_by", pass, METH_NOARGS, "One more pass of a layer: what waited long is let go."},   \
-        {"release", release, METH_NOARGS, "Let go of all that waits; returns the bytes."},         \
+        {"pass_by", pass, METH_NOARGS, "Count a pass of a layer; free what has waited too long."}, \
+        {"release", release, METH_NOARGS, "Free all that waits; returns the bytes."},              \
         {"waiting", waiting, METH_NOARGS, "The bytes that wait."},                                 \
         {"keep_for", keep_for, METH_O,                                                             \
          "For how many passes memory waits, 0 for none; returns what it was before."},             \

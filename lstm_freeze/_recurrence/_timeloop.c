@@ -1,13 +1,13 @@
 /* The time loop of an LSTM layer, forward and backward, for float32 on the CPU.
  *
- * Knows nothing of torch: it is given addresses and sizes. loop_native.py builds the calls
- * and says what each address must hold; without this extension loop_torch.py does the same in torch
+ * This file does not know torch: it is given addresses and sizes. loop_native.py makes the calls, and
+ * checks what each address must hold. Without this extension loop_torch.py computes the same in torch
  * operations.
  *
  * Directions are independent of each other, and so are the sequences of a batch: each thread walks
  * through all steps with its own direction and sequences, and threads never wait for one another
- * within a call. Weights are packed once a call into panels, columns side by side, that the
- * innermost loop reads from end to end.
+ * within a call. Before the loop the weights are packed into panels of a few columns, which the
+ * innermost loop reads in the order in which they lie.
  *
  * A sequence's result depends on that sequence alone, never on its place in the batch, the number of
  * sequences or threads, or the alignment: every sum is taken in one order, and the loops hold
@@ -30,7 +30,7 @@
 #include "../_threads.h"
 #include "_blocks.h"
 
-/* Fail to build rather than round differently; the torch path then serves. */
+/* Rather no extension than one that rounds differently: torch operations then do its work. */
 #if defined(__FAST_MATH__) || (defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0)
 #error "float arithmetic must be IEEE single precision"
 #endif
@@ -99,8 +99,8 @@ INLINE float power_of_two(float rounded, uint32_t bias) {
     return float_of((bits_of(rounded) + bias) << 23);
 }
 
-/* 1 / (1 + e) or, where x < 0, e / (1 + e), with e = exp(-|x|): nothing overflows. A NaN is neither
- * less nor greater than anything, so it passes every selection and stays one. */
+/* 1 / (1 + e) or, where x < 0, e / (1 + e), with e = exp(-|x|): nothing overflows. Every comparison
+ * with a NaN is false, so both selections below keep it. */
 INLINE float sigmoid(float x, int fused) {
     float t = float_of(bits_of(x) | SIGN);
     Exponential of_t = exponential(t, fused);
@@ -212,7 +212,7 @@ INLINE int64_t rows_of(const Steps *s, int64_t step) {
 
 /* ---- the loops, once for each instruction set, chosen when the module loads ------------------ */
 
-/* The loops touch each element at one place, in order, whatever is in place of what. */
+/* No iteration reads what another one writes, also where a result replaces an operand. */
 #if defined(__clang__)
 #define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else
@@ -303,7 +303,7 @@ typedef struct {
     int64_t parts;
 } Ranges;
 
-#define FEWEST_ROWS 4 /* of a part: fewer waste what is read of the weights */
+#define FEWEST_ROWS 4 /* of a part: each part reads all weights, which is too much for fewer rows */
 
 static Ranges ranges(const void *job, const Steps *steps, int64_t directions, int64_t threads) {
     int64_t parts = smaller((threads + directions - 1) / directions, steps->batch / FEWEST_ROWS);
@@ -370,8 +370,8 @@ static void multiply_unit(const void *argument, int64_t unit) {
 
 /* ---- the module --------------------------------------------------------------------------- */
 
-/* Reads (threads: int, job: bytes, owners: object). The owners are not looked at: they keep the
- * memory alive as long as the call. */
+/* Reads (threads: int, job: bytes, owners: object). The owners are not read: they keep the memory
+ * alive during the call. */
 static int read_call(PyObject *const *args, Py_ssize_t count, void *job, Py_ssize_t size,
                      int64_t *threads) {
     char *bytes;
@@ -518,6 +518,8 @@ static PyMethodDef METHODS[] = {
 
 static int start(PyObject *module) {
     current = &LEVELS[usable_levels() - 1];
+    if (PyModule_AddIntConstant(module, "GATES", GATES) < 0)
+        return -1;
     /* Counts the changes of the calls above: an extension left over from another version of the
      * package must not be called. */
     return PyModule_AddIntConstant(module, "INTERFACE", 5);

@@ -209,43 +209,43 @@ INLINE TARGET void OWN(forward_units)(int64_t H, int width, const float *tile, c
 TARGET static void OWN(forward_last_units)(int64_t H, int width, const float *tile,
                                            const float *input, int64_t of_gate, float *gates,
                                            const float *c_before, float *c, float *h, int keep) {
-    float own_gates[4 * LANES] = {0}, own_c[LANES] = {0}, own_h[LANES];
+    float own_gates[GATES * LANES] = {0}, own_c[LANES] = {0}, own_h[LANES];
     for (int k = 0; k < width; k++) {
-        for (int g = 0; g < 4; g++)
+        for (int g = 0; g < GATES; g++)
             own_gates[g * LANES + k] = input[g * of_gate + k];
         own_c[k] = c_before[k];
     }
     OWN(forward_units)(LANES, LANES, tile, own_gates, LANES, own_gates, own_c, own_c, own_h, 1);
     for (int k = 0; k < width; k++) {
-        for (int g = 0; keep && g < 4; g++)
+        for (int g = 0; keep && g < GATES; g++)
             gates[g * H + k] = own_gates[g * LANES + k];
         c[k] = own_c[k];
         h[k] = own_h[k];
     }
 }
 
-/* The input's part of the gates of a panel of units, (count, 4, LANES): as `multiply` sums it up. */
+/* The input's part of the gates of a panel of units, (count, GATES, LANES): as `multiply` sums it up. */
 TARGET static void OWN(input_gates)(const Forward *s, int64_t d, int64_t row, int64_t count,
                                     int64_t u, float *out) {
     int64_t I = s->input_size;
     const float *rows = s->input[d] + row * I;
-    const float *panels = at(s->weight_ih, d, 0, 0) + u * 4 * I;
-    const float *bias = s->bias.data ? at(s->bias, d, 0, 0) + u * 4 : 0;
+    const float *panels = at(s->weight_ih, d, 0, 0) + u * GATES * I;
+    const float *bias = s->bias.data ? at(s->bias, d, 0, 0) + u * GATES : 0;
     for (int64_t k = 0, most = block_of(I, DEPTH_BLOCK); k < I; k += most)
         OWN(product_block)(rows + k, I, 0, count, panels + k * LANES, I * LANES,
-                           smaller(most, I - k), 4, out, 4 * LANES, LANES, k ? out : bias,
-                           k ? 4 * LANES : 0);
+                           smaller(most, I - k), GATES, out, GATES * LANES, LANES,
+                           k ? out : bias, k ? GATES * LANES : 0);
 }
 
 /* One step of up to CHUNK sequences from `first` on, before any projection. */
 TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, int64_t before,
                                       int64_t first, int64_t count) {
     int64_t H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
-    float tile[4 * CHUNK * LANES], of_input[4 * CHUNK * LANES];
+    float tile[GATES * CHUNK * LANES], of_input[GATES * CHUNK * LANES];
     const float *h_before = at(s->hidden, d, before + first, P);
     const float *panels = at(s->weight_hh, d, 0, 0);
     int computes = s->weight_ih.data != 0, has_gates = s->gates.data != 0;
-    float *gates = has_gates ? at(s->gates, d, row - s->base + first, 4 * H) : 0;
+    float *gates = has_gates ? at(s->gates, d, row - s->base + first, GATES * H) : 0;
     const float *c_before = at(s->cells, d, (s->keep ? before : 0) + first, H);
     float *c = at(s->cells, d, (s->keep ? batch + row : 0) + first, H);
     float *h = s->weight_hr.data ? at(s->squashed, d, first, H)
@@ -255,13 +255,13 @@ TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, 
         if (computes)
             OWN(input_gates)(s, d, row + first, count, u, of_input);
         for (int64_t r = 0; has_gates && r < count; r++)
-            for (int g = 0; g < 4; g++)
-                __builtin_prefetch(gates + (r * 4 + g) * H + u, 1, 2);
-        OWN(product)(h_before, P, count, panels + u * 4 * P, P, 4, tile);
+            for (int g = 0; g < GATES; g++)
+                __builtin_prefetch(gates + (r * GATES + g) * H + u, 1, 2);
+        OWN(product)(h_before, P, count, panels + u * GATES * P, P, GATES, tile);
         for (int64_t r = 0; r < count; r++) {
             const float *sums = TILE_ROW(tile, 0, r);
-            float *g = has_gates ? gates + r * 4 * H + u : 0;
-            const float *x = computes ? of_input + r * 4 * LANES : g;
+            float *g = has_gates ? gates + r * GATES * H + u : 0;
+            const float *x = computes ? of_input + r * GATES * LANES : g;
             int64_t of_gate = computes ? LANES : H, k = r * H + u;
             if (width == LANES && s->keep)
                 OWN(forward_units)(H, LANES, sums, x, of_gate, g, c_before + k, c + k, h + k, 1);
@@ -326,10 +326,10 @@ INLINE TARGET void OWN(backward_units)(int64_t H, int width, const float *later,
 TARGET static void OWN(backward_last_units)(int64_t H, int width, const float *later,
                                             const float *dh, float *dc, const float *gates,
                                             const float *c_before, const float *c, float *dgates) {
-    float own_gates[4 * LANES] = {0}, own_c[3 * LANES] = {0}, own_dgates[4 * LANES];
+    float own_gates[GATES * LANES] = {0}, own_c[3 * LANES] = {0}, own_dgates[GATES * LANES];
     float own_dh[LANES] = {0};
     for (int k = 0; k < width; k++) {
-        for (int g = 0; g < 4; g++)
+        for (int g = 0; g < GATES; g++)
             own_gates[g * LANES + k] = gates[g * H + k];
         own_c[k] = c_before[k];
         own_c[LANES + k] = c[k];
@@ -339,7 +339,7 @@ TARGET static void OWN(backward_last_units)(int64_t H, int width, const float *l
     OWN(backward_units)(LANES, LANES, later, dh ? own_dh : 0, own_c + 2 * LANES, own_gates, own_c,
                         own_c + LANES, own_dgates);
     for (int k = 0; k < width; k++) {
-        for (int g = 0; g < 4; g++)
+        for (int g = 0; g < GATES; g++)
             dgates[g * H + k] = own_dgates[g * LANES + k];
         dc[k] = own_c[2 * LANES + k];
     }
@@ -356,7 +356,7 @@ TARGET static void OWN(backward_tile)(int64_t H, int64_t u, int panels, int64_t 
                                       const float *tile, const OWN(Rows) * s, const float *dh) {
     for (int64_t r = 0; r < count; r++)
         for (int p = 0; p < panels; p++) {
-            int64_t unit = u + p * LANES, k = r * H + unit, g = r * 4 * H + unit;
+            int64_t unit = u + p * LANES, k = r * H + unit, g = r * GATES * H + unit;
             int width = (int)smaller(LANES, H - unit);
             const float *later = TILE_ROW(tile, p, r);
             if (width == LANES && dh)
@@ -382,7 +382,8 @@ TARGET static void OWN(backward_chunk)(const Backward *s, int64_t d, const OWN(R
     for (int64_t u = 0; u < P; u += MOST_PANELS * LANES) {
         int panels = (int)smaller(MOST_PANELS, (P - u + LANES - 1) / LANES);
         if (running)
-            OWN(product)(later, 4 * H, running, at(s->weight_hh, d, u, 4 * H), 4 * H, panels, tile);
+            OWN(product)(later, GATES * H, running, at(s->weight_hh, d, u, GATES * H), GATES * H,
+                         panels, tile);
         for (int64_t r = running; r < count; r++)
             for (int64_t k = u; k < smaller(P, u + MOST_PANELS * LANES); k++)
                 TILE_ROW(tile, (k - u) / LANES, r)[(k - u) % LANES] = dh_n[r * P + k];
@@ -414,10 +415,10 @@ TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int6
             OWN(Rows)
             here = {
                 at(s->dh, d, row + first, P),       at(s->dc, d, first, H),
-                at(s->dgates, d, row + first, 4 * H), at(s->gates, d, row + first, 4 * H),
+                at(s->dgates, d, row + first, GATES * H), at(s->gates, d, row + first, GATES * H),
                 at(s->cells, d, before + first, H), at(s->cells, d, batch + row + first, H),
             };
-            OWN(backward_chunk)(s, d, &here, at(s->dgates, d, end + first, 4 * H),
+            OWN(backward_chunk)(s, d, &here, at(s->dgates, d, end + first, GATES * H),
                                 at(s->dh_n, d, first, P), count, running);
         }
         end = row;

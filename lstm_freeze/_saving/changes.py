@@ -64,7 +64,7 @@ def load_changes(module: nn.Module, path: str | os.PathLike[str]) -> None:
     First every tensor is checked: the module must have the bits of the base in all that `base`
     named, and the names and shapes of all that the file holds. Then the values are written into
     the module's own tensors, so optimizers and ties stay valid. All or nothing: an error changes
-    nothing. A FrozenGuard takes the new values of frozen tensors as right after
+    nothing. A FrozenGuard accepts the new values of frozen tensors after
     `guard.remember()`.
 
     Also reads the checkpoints that the callback `SaveChanges` has stripped.

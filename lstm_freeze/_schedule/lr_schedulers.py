@@ -23,7 +23,7 @@ GO_ON = (
     lr_scheduler.StepLR,
 )
 
-# Of these each next rate is the present one by a factor, so a part of the rate goes on as a part.
+# These multiply the present rate by a factor, so a part of a rate stays the same part of it.
 _MULTIPLY = (
     lr_scheduler.ConstantLR,
     lr_scheduler.ExponentialLR,
@@ -36,7 +36,7 @@ _MULTIPLY = (
 
 
 def adding(schedulers: Iterable[Any]) -> bool:
-    """Whether one of these does more than to multiply the present rate (or may do so)."""
+    """Whether one of these does more than multiply the present rate, or may do more."""
     return any(type(scheduler) not in _MULTIPLY for scheduler in schedulers)
 
 

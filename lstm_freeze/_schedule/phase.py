@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
-from .._checks import as_integer, as_number
+from .._checks import as_integer, as_number, did_you_mean
 from .._model import as_targets
+
+PHASE_KEYS = ("start", "train", "lr", "warmup")
+"""What a description of a phase may say, the first two always."""
 
 
 @dataclass(frozen=True, init=False)
@@ -47,6 +50,11 @@ class Phase:
         warmup: int = 0,
     ) -> None:
         """Check the arguments, and copy them."""
+        if isinstance(train, dict):
+            raise TypeError(
+                f"`train` must be targets, got {train!r}; a phase that says more stands in a list, "
+                "with start, train, lr and warmup"
+            )
         object.__setattr__(self, "start", as_integer(start, "start", least=0))
         object.__setattr__(self, "train", tuple(as_targets(train, "train")))
         object.__setattr__(self, "lr", as_rates(lr))
@@ -77,14 +85,14 @@ def as_phases(phases: object) -> tuple[Phase, ...]:
         for item in phases:
             if not isinstance(item, Phase):
                 raise TypeError(
-                    f"`phases` must hold Phase objects, got {item!r}: write Phase(start, targets), "
-                    "or give a mapping start -> targets instead of a list"
+                    f"`phases` must hold Phase objects, got {item!r}; write Phase(start, train), "
+                    'for example Phase(0, ["head"])'
                 )
             found.append(item)
     else:
         raise TypeError(
             "`phases` must be a mapping start -> targets or a list of Phase, "
-            f"got {type(phases).__name__}"
+            f"got {type(phases).__name__}; for example {{0: ['head'], 2: ['*']}}"
         )
     found.sort(key=lambda phase: phase.start)
     raise_all([*mistakes, *([] if mistakes else wrong_starts(found))])
@@ -109,6 +117,28 @@ def in_turn(
 ) -> tuple[Phase, ...]:
     """A phase for each stage's targets, `every` epochs apart, all with the same rates."""
     return tuple(Phase(i * every, stage, lr=lr) for i, stage in enumerate(stages))
+
+
+def phase_of(description: object, argument: str) -> Phase:
+    """The phase that `phase_as_dict` described; a Phase is taken as it is."""
+    if isinstance(description, Phase):
+        return description
+    example = "for example {'start': 0, 'train': ['head']}"
+    if not isinstance(description, Mapping):
+        raise TypeError(
+            f"`{argument}` must be a mapping with start and train, got {description!r}; {example}"
+        )
+    if unknown := [key for key in description if key not in PHASE_KEYS]:
+        raise ValueError(
+            f"`{argument}` has the key {unknown[0]!r}, and a phase has {', '.join(PHASE_KEYS)}"
+            + did_you_mean(str(unknown[0]), PHASE_KEYS)
+        )
+    if missing := [key for key in PHASE_KEYS[:2] if key not in description]:
+        raise ValueError(
+            f"`{argument}` must have start and train, got {dict(description)!r} without "
+            f"{' and '.join(missing)}; {example}"
+        )
+    return Phase(**description)
 
 
 def phase_as_dict(phase: Phase) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .._checks import as_integer, as_module, as_number
+from .._checks import as_integer, as_module, as_number, did_you_mean
 from .._freezing import Freeze
-from .._model import Target, as_targets
+from .._model import Target, as_exclusion, as_targets
 from .._optimizers import as_optimizers
 from . import recipes as recipes  # it fills RECIPES
 from .annealing import Annealing
 from .lr_schedulers import schedulers_of
-from .phase import Phase, as_phases, phase_as_dict, raise_all
+from .phase import Phase, as_phases, phase_as_dict, phase_of, raise_all
 from .recipe import Recipe
 from .recipe_definition import RECIPES, Outline, RecipeMethod, as_rest, definition_of
 from .recipes.chain_thaw import chain_thaw
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 UNITS = ("epoch", "step")
+KEYS = ("phases", "unit", "scope", "exclude", "rest")
+"""What the description of a schedule may say."""
 
 
 class FreezeSchedule:
@@ -78,7 +80,7 @@ class FreezeSchedule:
             raise ValueError(f'`unit` must be "epoch" or "step", got {unit!r}')
         self.unit = unit
         self.scope = tuple(as_targets(scope, "scope"))
-        self.exclude = () if exclude is None else tuple(as_targets(exclude, "exclude"))
+        self.exclude = tuple(as_exclusion(exclude))
         self.rest = as_rest(rest, "rest")
         self.annealing: Annealing | None = None
         self._phases = as_phases(phases)
@@ -315,9 +317,14 @@ class FreezeSchedule:
         arguments = dict(found)
         recipe = arguments.pop("recipe", None)
         if recipe is None:
-            phases = arguments.pop("phases")
-            if not isinstance(phases, Mapping):
-                phases = [Phase(**phase) for phase in phases]
+            if unknown := [key for key in arguments if key not in KEYS]:
+                raise ValueError(
+                    f"a schedule has no {unknown[0]!r}; its keys: {', '.join(KEYS)}"
+                    + did_you_mean(str(unknown[0]), KEYS)
+                )
+            phases = arguments.pop("phases", None)
+            if isinstance(phases, Iterable) and not isinstance(phases, (Mapping, str)):
+                phases = [phase_of(item, f"phases[{i}]") for i, item in enumerate(phases)]
             return cls(phases, **arguments)
         found_in = definition_of(recipe).found
         if not found_in or not {"groups", *found_in} <= arguments.keys():

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._checks import did_you_mean
 from .._model import as_targets
-from .phase import Phase, phase_as_dict, wrong_starts
+from .phase import PHASE_KEYS, Phase, phase_as_dict, wrong_starts
 from .recipe_definition import as_rest, definition_of
 
 try:
@@ -22,7 +22,6 @@ except ImportError as error:
     ) from error
 
 KEYS = ("phases", "unit", "scope", "exclude", "rest", "recipe")
-PHASE_KEYS = ("start", "train", "lr", "warmup")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
