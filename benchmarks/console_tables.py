@@ -179,7 +179,7 @@ def run_targets(found: Iterable[RunVerdict]) -> Table:
 def _table(title: str, first: str, *columns: str) -> Table:
     style = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD}
     table = Table(title=title, pad_edge=False, **style)
-    table.add_column(first, no_wrap=True)
+    table.add_column(first)  # what does not fit wraps; numbers stay whole
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     return table

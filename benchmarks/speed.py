@@ -1,6 +1,6 @@
 """BiLSTM beside nn.LSTM: times, memory, growth, and whether the results are the same.
 
-    python benchmarks/speed.py                  # everything, 25 minutes; writes benchmarks/results
+    python benchmarks/speed.py                  # everything, 13 minutes; writes benchmarks/results
     python benchmarks/speed.py --quick          # tiny shapes, seconds; writes out/benchmarks
     python benchmarks/speed.py --cases "forward only" "biases only" --shapes 32,128,256,256,2
     python benchmarks/speed.py --sample 24 --seed 7   # shapes nobody tuned for, drawn by the seed
