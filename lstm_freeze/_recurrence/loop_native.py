@@ -74,7 +74,7 @@ def enable(on: bool) -> bool:
     global _enabled
     if on and _extension is None:
         raise RuntimeError(
-            "the native loop cannot be switched on: its extension lstm_freeze._timeloop was not "
+            f"the native loop cannot be switched on: its extension {__package__}._timeloop was not "
             "built for this version of the package; install a C compiler and then lstm-freeze "
             "again"
         )
