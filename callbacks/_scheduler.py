@@ -11,7 +11,7 @@ from torch import nn
 from lstm_freeze import FreezeSchedule, Recipe
 from lstm_freeze._freezing import align_buffers
 from lstm_freeze._optimizers import drop_state
-from lstm_freeze._schedule import ResolvedSchedule, raise_all
+from lstm_freeze._schedule import ResolvedSchedule, raise_all, show_warm_up
 
 from ._advance import Plateau
 from ._callback import Callback, stage_is_fit, without_fit
@@ -231,7 +231,7 @@ class FreezeScheduler(Callback):
             epoch = trainer.current_epoch + batch_idx / float(trainer.num_training_batches)
             resolved.anneal(trainer.optimizers, epoch)
         if resolved.warms_up:
-            resolved.show_warm_up(trainer.optimizers, True)
+            show_warm_up(trainer.optimizers, True)
         if not self._logged:
             self._logged = True
             log_phase(trainer, pl_module, resolved, self._index)
@@ -246,7 +246,7 @@ class FreezeScheduler(Callback):
         if self._guard is not None:
             self._guard.after_batch(trainer)
         if self._fitted.warms_up:
-            self._fitted.show_warm_up(trainer.optimizers, False)
+            show_warm_up(trainer.optimizers, False)
         if self._plateau is not None:
             self._plateau.after_batch(trainer, batch_idx)
 
