@@ -14,7 +14,7 @@ from lstm_freeze._optimizers import drop_state
 from lstm_freeze._schedule import ResolvedSchedule, raise_all, show_warm_up
 
 from ._advance import Plateau
-from ._callback import Callback, stage_is_fit, without_fit
+from ._callback import Callback, goes_on, stage_is_fit, without_fit
 from ._ddp import send_trainable_only
 from ._fit_guard import FitGuard
 from ._fit_plateau import FitPlateau, validate
@@ -290,8 +290,7 @@ class FreezeScheduler(Callback):
 
     def _begin_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget earlier fits, unless the same Trainer goes on with the same module."""
-        goes_on = trainer.global_step > 0 and self._module and self._module() is pl_module
-        if not goes_on:
+        if not goes_on(trainer, self._module, pl_module):
             self._index = 0
             if self._plateau is not None:
                 self._plateau.reset()
