@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lstm_freeze._checks import as_bool, as_number, as_one_of
+from lstm_freeze._checks import as_bool, as_integer, as_number, as_one_of
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,9 @@ class Plateau:
         if not isinstance(self.monitor, str):
             raise TypeError(f"`monitor` must be a metric's name (a string), got {self.monitor!r}")
         as_one_of(self.mode, "mode", ("min", "max"))
-        for name in ("patience", "max_epochs_per_phase"):
-            value = getattr(self, name)
-            optional = name != "patience" and value is None
-            if not optional and (type(value) is bool or not isinstance(value, int) or value < 1):
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
+        as_integer(self.patience, "patience", least=1)
+        if self.max_epochs_per_phase is not None:
+            as_integer(self.max_epochs_per_phase, "max_epochs_per_phase", least=1)
         as_number(self.min_delta, "min_delta", least=0)
         as_bool(self.restore_best, "restore_best")
 

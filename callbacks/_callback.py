@@ -7,7 +7,10 @@ LightningCLI accepts only its own; a subclass of both is accepted everywhere.
 from __future__ import annotations
 
 import importlib
+import weakref
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback as Callback
@@ -35,6 +38,11 @@ else:
 def stage_is_fit(trainer: Any) -> bool:
     """Whether the trainer is in `fit`, not in `validate`, `test` or `predict`."""
     return bool(trainer.state.fn == "fit")
+
+
+def goes_on(trainer: Any, before: weakref.ref[nn.Module] | None, module: nn.Module) -> bool:
+    """Whether the Trainer goes on with the module of the callback's last fit."""
+    return bool(trainer.global_step > 0 and before is not None and before() is module)
 
 
 def without_fit(callback: Callback, **of_one_fit: Any) -> dict[str, Any]:

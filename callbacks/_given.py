@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -16,7 +16,7 @@ Given = Made | dict[int | str, Any] | list[Phase] | str | os.PathLike[str]
 """The forms in which users give a schedule."""
 
 
-def as_schedule(schedule: Any) -> Made:
+def as_schedule(schedule: object) -> Made:
     """The schedule, recipe or function that a user has given in one of the forms.
 
     Mappings and lists may be of any type, like those of configuration frameworks.
@@ -33,8 +33,7 @@ def as_schedule(schedule: Any) -> Made:
     if isinstance(schedule, (Mapping, Sequence)) and not isinstance(schedule, bytes):
         return FreezeSchedule(schedule)
     if callable(schedule):
-        function: Callable[[nn.Module], FreezeSchedule | Recipe] = schedule
-        return function
+        return cast("Callable[[nn.Module], FreezeSchedule | Recipe]", schedule)
     raise TypeError(
         "`schedule` must be a FreezeSchedule, a mapping start -> targets, the path of a YAML file "
         f"or a function module -> FreezeSchedule, got {type(schedule).__name__}"

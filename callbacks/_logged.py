@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lstm_freeze._schedule import ResolvedSchedule
+from lstm_freeze._schedule import ResolvedSchedule, present_rates
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -18,7 +18,7 @@ def log_phase(
     values = {
         "freeze/phase": float(index),
         "freeze/trainable": float(resolved.trainable),
-        **resolved.rates(trainer.optimizers, prefix="freeze/lr/"),
+        **{f"freeze/lr/{name}": rate for name, rate in present_rates(trainer.optimizers).items()},
     }
     for name, value in values.items():
         pl_module.log(

@@ -11,10 +11,10 @@ from torch import nn
 from lstm_freeze import FreezeSchedule, Recipe
 from lstm_freeze._freezing import align_buffers
 from lstm_freeze._optimizers import drop_state
-from lstm_freeze._schedule import ResolvedSchedule, raise_all
+from lstm_freeze._schedule import ResolvedSchedule, raise_all, show_warm_up
 
 from ._advance import Plateau
-from ._callback import Callback, stage_is_fit, without_fit
+from ._callback import Callback, goes_on, stage_is_fit, without_fit
 from ._ddp import send_trainable_only
 from ._fit_guard import FitGuard
 from ._fit_plateau import FitPlateau, validate
@@ -231,7 +231,7 @@ class FreezeScheduler(Callback):
             epoch = trainer.current_epoch + batch_idx / float(trainer.num_training_batches)
             resolved.anneal(trainer.optimizers, epoch)
         if resolved.warms_up:
-            resolved.show_warm_up(trainer.optimizers, True)
+            show_warm_up(trainer.optimizers, True)
         if not self._logged:
             self._logged = True
             log_phase(trainer, pl_module, resolved, self._index)
@@ -246,7 +246,7 @@ class FreezeScheduler(Callback):
         if self._guard is not None:
             self._guard.after_batch(trainer)
         if self._fitted.warms_up:
-            self._fitted.show_warm_up(trainer.optimizers, False)
+            show_warm_up(trainer.optimizers, False)
         if self._plateau is not None:
             self._plateau.after_batch(trainer, batch_idx)
 
@@ -290,8 +290,7 @@ class FreezeScheduler(Callback):
 
     def _begin_anew(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget earlier fits, unless the same Trainer goes on with the same module."""
-        goes_on = trainer.global_step > 0 and self._module and self._module() is pl_module
-        if not goes_on:
+        if not goes_on(trainer, self._module, pl_module):
             self._index = 0
             if self._plateau is not None:
                 self._plateau.reset()

@@ -11,7 +11,7 @@ from lstm_freeze import Anchor, anchor
 from lstm_freeze._checks import as_number
 from lstm_freeze._model import as_targets
 
-from ._callback import Callback, without_fit
+from ._callback import Callback, goes_on, without_fit
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -54,8 +54,7 @@ class WeightAnchor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget earlier fits, unless the same Trainer goes on with the same module."""
         if stage == "fit":
-            goes_on = trainer.global_step > 0 and self._module and self._module() is pl_module
-            if not goes_on:
+            if not goes_on(trainer, self._module, pl_module):
                 self._start = {}
             self._module = weakref.ref(pl_module)
 

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from lstm_freeze import param_groups
 from lstm_freeze._checks import as_integer
 
-from ._callback import Callback, without_fit
+from ._callback import Callback, goes_on, without_fit
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -89,8 +89,7 @@ class WeightDrift(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget earlier fits, unless the same Trainer goes on with the same module."""
         if stage == "fit":
-            goes_on = trainer.global_step > 0 and self._module and self._module() is pl_module
-            if not goes_on:
+            if not goes_on(trainer, self._module, pl_module):
                 self.start = {}
             self._module = weakref.ref(pl_module)
             self._parts = {}

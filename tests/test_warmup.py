@@ -212,6 +212,71 @@ def test_a_plain_loop_s_scheduler_that_does_more_than_multiply(make, made):
     assert warmed == pytest.approx(expected, abs=1e-7)
 
 
+LATER = {
+    "Cosine, past its minimum": lambda o: lr_scheduler.CosineAnnealingLR(o, 2, eta_min=0.05),
+    "warm restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "Lambda": lambda o: lr_scheduler.LambdaLR(o, lambda i: 0.9 ** (i + 1)),
+    "Lambda a group": lambda o: lr_scheduler.LambdaLR(o, [lambda i: 1.0, lambda i: 0.5**i]),
+    "Linear": lambda o: lr_scheduler.LinearLR(o, 0.5, 1.0, 3),
+    "Sequential": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.ConstantLR(o, 0.5, 2), lr_scheduler.LambdaLR(o, lambda i: 0.9**i)], [3]
+    ),
+}
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("make", LATER.values(), ids=LATER)
+def test_a_scheduler_that_is_made_while_the_part_is_shown_has_the_whole_rate_for_its_base(
+    make, as_tensor
+):
+    def used(length):
+        m = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+        optimizer = torch.optim.SGD(param_groups(m, 0.1), 0.1)
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(0.1, dtype=torch.float64) if as_tensor else 0.1
+        schedule = FreezeSchedule([Phase(0, "*", warmup=length)])
+        schedule.apply(m, 0, optimizer)
+        scheduler = make(optimizer)
+        schedule.apply(m, 0, optimizer)
+        rates = []
+        for _ in range(8):
+            rates.append(step(m, optimizer))
+            scheduler.step()
+        bases = [float(base) for base in getattr(scheduler, "base_lrs", [])]
+        return rates, bases, [float(g["initial_lr"]) for g in optimizer.param_groups]
+
+    (plain, *bases), (warmed, *bases_then) = used(0), used(LENGTH)
+    expected = [rate * part for rate, part in zip(plain, parts(8), strict=True)]
+    assert warmed == pytest.approx(expected, abs=1e-7)
+    assert bases_then == bases
+
+
+def test_a_scheduler_made_in_mid_warm_up_has_the_whole_rate_for_its_base():
+    m, optimizer, _ = begun(lr=0.1)
+    step(m, optimizer)
+    scheduler = lr_scheduler.StepLR(optimizer, 100)
+    assert scheduler.base_lrs == [0.1 * 2 / LENGTH] * 2
+    step(m, optimizer)
+    assert scheduler.base_lrs == [0.1] * 2
+
+
+def test_a_base_that_the_scheduler_sets_itself_stays():
+    m, optimizer, _ = begun(lr=0.1)
+    lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=9)
+    step(m, optimizer)
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [0.5 / 25] * 2
+
+
+def test_a_scheduler_made_before_the_warm_up_keeps_its_base():
+    """Also where the base equals the part."""
+    m = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    optimizer = torch.optim.SGD(param_groups(m, 0.25))
+    scheduler = lr_scheduler.StepLR(optimizer, 100)
+    FreezeSchedule([Phase(0, "*", lr=1.0, warmup=LENGTH)]).apply(m, 0, optimizer)
+    step(m, optimizer)
+    assert scheduler.base_lrs == [0.25] * 2
+
+
 def test_an_optimizer_whose_steps_cannot_be_heard_is_refused():
     class Own:
         def __init__(self, parameters):

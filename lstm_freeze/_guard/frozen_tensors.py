@@ -53,7 +53,7 @@ class FrozenTensors:
         tree = Tree(self._module)
         gone = self._leaving_parameters(tree, {id(p) for p in parameters})
         left = {key for key in self._remembered if key not in gone}
-        staying = {one.key for one in self._buffers(tree, left)}
+        staying = {one.key for one in _buffers(tree, left)}
         return gone | {key for key, one in self._remembered.items() if one.buffer} - staying
 
     def follow(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -102,7 +102,7 @@ class FrozenTensors:
             names.setdefault(id(parameter), []).append(name)
         fresh = [Remembered(tuple(names[id(p)]), p) for p in parameters]
         self._remembered |= {one.key: one for one in fresh}
-        buffers = {one.key: one for one in self._buffers(tree, self._remembered.keys())}
+        buffers = {one.key: one for one in _buffers(tree, self._remembered.keys())}
         self._remembered = {
             key: one for key, one in self._remembered.items() if not one.buffer or key in buffers
         }
@@ -110,20 +110,6 @@ class FrozenTensors:
         self._remembered |= {one.key: one for one in fresh}
         self._take(fresh)
         self._links = list(self._path_links())
-
-    def _buffers(self, tree: Tree, frozen: Collection[Key]) -> Iterator[Remembered]:
-        """The buffers of normalisation layers whose parameters are all among these.
-
-        Of a layer without parameters, those of the nearest module around it count.
-        """
-        for path, module in tree.modules.items():
-            if not (is_normalization(module) or is_scripted_normalization(module)):
-                continue
-            if (decider := decider_of(tree, path)) is None:
-                continue
-            if all((id(p), "") in frozen for p in decider.parameters()):
-                for name, _ in module._buffers.items():
-                    yield Remembered((join(path, name),), module, name)
 
     def _take(self, several: Iterable[Remembered]) -> None:
         """Take snapshots of the tensors that have values; the others get theirs later."""
@@ -205,3 +191,18 @@ class FrozenTensors:
         return self._links is not None and all(
             entry(holder, name) is thing for holder, name, thing in self._links
         )
+
+
+def _buffers(tree: Tree, frozen: Collection[Key]) -> Iterator[Remembered]:
+    """The buffers of normalisation layers whose parameters are all among these.
+
+    Of a layer without parameters, those of the nearest module around it count.
+    """
+    for path, module in tree.modules.items():
+        if not (is_normalization(module) or is_scripted_normalization(module)):
+            continue
+        if (decider := decider_of(tree, path)) is None:
+            continue
+        if all((id(p), "") in frozen for p in decider.parameters()):
+            for name, _ in module._buffers.items():
+                yield Remembered((join(path, name),), module, name)

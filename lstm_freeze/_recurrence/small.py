@@ -23,7 +23,7 @@ from .weights import Inputs, State, Wanted, Weights
 # Beyond so many numbers in the weights, which are packed for each pass, or multiplications of a
 # pass, torch's products on several threads are faster.
 _MOST_NUMBERS = 2**18
-_MOST_PRODUCTS = 2**21
+_MOST_PRODUCTS = 2**23
 
 # The extension's structs LayerForward and LayerBackward.
 _FORWARD, _BACKWARD = struct.Struct("=42q"), struct.Struct("=49q")

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch.optim import Optimizer, lr_scheduler
 
 from .._optimizers import with_inner
@@ -67,6 +68,25 @@ def is_followed(group: dict[str, Any]) -> bool:
     """Whether an LR scheduler exists in this process that sets the rate of this very group."""
     groups = (getattr(getattr(s, "optimizer", None), "param_groups", ()) for s in _schedulers())
     return any(one is group for several in groups for one in several)
+
+
+def set_bases(groups: Sequence[dict[str, Any]], bases: Sequence[float]) -> None:
+    """Give each of these param groups another base rate, also in the LR schedulers made for it."""
+    base_of = {id(group): base for group, base in zip(groups, bases, strict=True)}
+    for scheduler in _schedulers():
+        kept = getattr(scheduler, "base_lrs", None)
+        groups_there = getattr(getattr(scheduler, "optimizer", None), "param_groups", ())
+        if isinstance(kept, list) and len(kept) == len(groups_there):
+            for i, group in enumerate(groups_there):
+                if id(group) in base_of and kept[i] == group["initial_lr"]:
+                    kept[i] = _as_in(kept[i], base_of[id(group)])
+    for group, base in zip(groups, bases, strict=True):
+        group["initial_lr"] = _as_in(group["initial_lr"], base)
+
+
+def _as_in(present: Any, rate: float) -> Any:
+    """A rate in the form of the present one, which may be a tensor."""
+    return torch.full_like(present, rate) if isinstance(present, torch.Tensor) else rate
 
 
 def _schedulers() -> list[Any]:

@@ -49,6 +49,24 @@ def labelled_groups(optimizers: Iterable[Optimizer]) -> Iterator[tuple[str, Grou
             yield label(group, index), group
 
 
+def present_rates(optimizers: Sequence[Optimizer]) -> dict[str, float]:
+    """The present learning rate of every param group, by its name or its number."""
+    found: dict[str, float] = {}
+    for optimizer_index, optimizer in enumerate(optimizers):
+        for index, group in enumerate(optimizer.param_groups):
+            name = str(group.get("name", index))
+            if name in found:
+                name = f"{optimizer_index}/{name}"
+            found[name] = float(group["lr"])
+    return found
+
+
+def show_warm_up(optimizers: Sequence[Optimizer], shown: bool) -> None:
+    """Set the rates of groups in warm-up to those of the next step, or to those without it."""
+    for _, group in labelled_groups(optimizers):
+        (warmup.show_part if shown else warmup.hide)(group)
+
+
 def forget(optimizers: Sequence[Optimizer], inside: set[int]) -> None:
     """Remove all marks and warm-ups, for a new run.
 

@@ -15,7 +15,7 @@ from .._cache import PrefixLevels
 from .._freezing import Freeze, sentence_about_constants, set_trainable
 from .._model import Part, Tree, numel
 from .._optimizers import innermost, refuse_lbfgs, require_held
-from . import rates, warmup
+from . import rates
 from .annealing import Annealing
 from .lr_schedulers import overwriting
 from .phase import Phase
@@ -234,26 +234,10 @@ class ResolvedSchedule:
         """Forget which phases have set their rates, for a new run."""
         rates.forget(optimizers, self._inside_ids)
 
-    def show_warm_up(self, optimizers: Sequence[Optimizer], shown: bool) -> None:
-        """Set the rates of groups in warm-up to those of the next step, or to those without it."""
-        for _, group in rates.labelled_groups(optimizers):
-            (warmup.show_part if shown else warmup.hide)(group)
-
     def anneal(self, optimizers: Sequence[Optimizer], epoch: float) -> None:
         """Set the rates of progressive freezing at an epoch, which may be a fraction of one."""
         if self.schedule.annealing is not None:
             rates.anneal(optimizers, self.schedule.annealing, self._layer_of, epoch)
-
-    def rates(self, optimizers: Sequence[Optimizer], prefix: str = "") -> dict[str, float]:
-        """The present learning rate of every param group, by its name or its number."""
-        found: dict[str, float] = {}
-        for optimizer_index, optimizer in enumerate(optimizers):
-            for index, group in enumerate(optimizer.param_groups):
-                name = str(group.get("name", index))
-                if f"{prefix}{name}" in found:
-                    name = f"{optimizer_index}/{name}"
-                found[f"{prefix}{name}"] = float(group["lr"])
-        return found
 
     def first_factor(self, annealing: Annealing, parameter_id: int) -> float:
         """The factor of progressive freezing on a parameter's initial rate, at the beginning."""

@@ -17,13 +17,14 @@ import torch
 from torch.optim import Optimizer
 
 from .._optimizers import innermost
-from .lr_schedulers import adding, has_scheduler, is_followed, schedulers_of
+from .lr_schedulers import adding, has_scheduler, is_followed, schedulers_of, set_bases
 
 RATE = "warmup_lr"  # the whole rate
 LENGTH = "warmup_steps"
 DONE = "warmup_done"  # optimizer steps
 SHOWN = "warmup_shown"  # whether `lr` is the part, and not the whole rate
 SCHEDULED = "warmup_scheduled"  # what an LR scheduler was found to do: "adds", "no", "never" (last)
+BASED = "warmup_based"  # whether the base rate of LR schedulers was there before, or is corrected
 
 Group = dict[str, Any]
 
@@ -36,14 +37,15 @@ _rehearsing: WeakSet[Optimizer] = WeakSet()
 def begin(group: Group, steps: int) -> None:
     """Begin the warm-up of a group to the rate it has now."""
     end(group)
-    group.update({RATE: float(group["lr"]), LENGTH: steps, DONE: 0, SHOWN: False})
+    based = has_scheduler(group)
+    group.update({RATE: float(group["lr"]), LENGTH: steps, DONE: 0, SHOWN: False, BASED: based})
 
 
 def end(group: Group) -> None:
     """End the warm-up of a group, if there is one, at the whole rate."""
     if RATE in group:
         hide(group)
-        for key in (RATE, LENGTH, DONE, SHOWN, SCHEDULED):
+        for key in (RATE, LENGTH, DONE, SHOWN, SCHEDULED, BASED):
             group.pop(key, None)
 
 
@@ -59,6 +61,7 @@ def follow(optimizers: Sequence[Optimizer], *, show: bool) -> None:
             optimizer.register_step_pre_hook(_before_step)
             optimizer.register_step_post_hook(_after_step)
         _shows[optimizer] = show
+        _correct_bases(optimizer)
         for group in optimizer.param_groups:
             (show_part if show and group.get(SCHEDULED) != "adds" else hide)(group)
 
@@ -86,6 +89,20 @@ def hide(group: Group) -> None:
     group[SHOWN] = False
 
 
+def _correct_bases(optimizer: Optimizer) -> None:
+    """Make the whole rate the base of LR schedulers that were made while the part was shown.
+
+    An LR scheduler takes the rate that it finds for its base.
+    """
+    new = [g for g in optimizer.param_groups if not g.get(BASED, True) and has_scheduler(g)]
+    for group in new:
+        group[BASED] = True
+    # OneCycleLR sets a base of its own, which is no part.
+    wrong = [g for g in new if g[SHOWN] and g["initial_lr"] == _as_kept(g, _part(g))]
+    if wrong:
+        set_bases(wrong, [group[RATE] for group in wrong])
+
+
 def _has_scheduler(group: Group) -> bool:
     """Whether an LR scheduler sets the rate of a group, looking again for one made since."""
     if not has_scheduler(group) and group.get(SCHEDULED) not in ("adds", "never"):
@@ -106,6 +123,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if warming and _is_rehearsal(optimizer):
         _rehearsing.add(optimizer)
         return
+    _correct_bases(optimizer)
     if _shows[optimizer] and any(SCHEDULED not in group for group in warming):
         # At the first step, since a plain loop may make its scheduler after the phase has begun.
         found = "adds" if adding(schedulers_of([optimizer], marked=False)) else "no"
