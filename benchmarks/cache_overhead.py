@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
 
     B: int = 32
     T: int = 96
-    I: int = 128  # noqa: E741
+    I: int = 128
     H: int = 256
     max_bytes: int = 40 * 2**20
 

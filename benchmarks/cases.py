@@ -20,7 +20,7 @@ class Shape(NamedTuple):
 
     B: int
     T: int
-    I: int  # noqa: E741
+    I: int
     H: int
     L: int
 

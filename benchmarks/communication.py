@@ -51,7 +51,7 @@ class Size(NamedTuple):
 
     B: int
     T: int
-    I: int  # noqa: E741
+    I: int
     H: int
     L: int = 2
     steps: int = 8
@@ -103,7 +103,7 @@ class Meter(L.Callback):
         self.sent = 0
         for hook in ("on_train_batch_start", "on_train_batch_end", "on_train_epoch_start"):
             setattr(scheduler, hook, self._timed(getattr(scheduler, hook), "scheduler"))
-        FrozenGuard.check = self._timed(FrozenGuard.check, "guard")  # type: ignore[method-assign]
+        FrozenGuard.check = self._timed(FrozenGuard.check, "guard")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count what is all-reduced."""
@@ -113,14 +113,14 @@ class Meter(L.Callback):
             self.sent += tensor.nbytes * (tensor.numel() > 1)
             return send(tensor, *args, **kwargs)
 
-        def whole(group, bucket):  # type: ignore[no-untyped-def]
+        def whole(group, bucket):
             self.sent += bucket.buffer().nbytes
             bucket.buffer().div_(group.size())
             future = send(bucket.buffer(), group=group, async_op=True).get_future()
             return future.then(lambda done: done.value()[0])
 
         if self.plain:
-            trainer.model.register_comm_hook(trainer.model.process_group, whole)  # type: ignore
+            trainer.model.register_comm_hook(trainer.model.process_group, whole)
         else:
             dist.all_reduce = counted
 

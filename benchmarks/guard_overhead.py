@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
     B: int
     T: int
-    I: int  # noqa: E741
+    I: int
     H: int
     L: int
     frozen: slice

@@ -86,7 +86,7 @@ def in_keras(lstm: nn.LSTM, bilstm: BiLSTM, x: np.ndarray, threads: int) -> Side
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
-    T, B, I = x.shape  # noqa: E741
+    T, B, I = x.shape
     layers = [
         keras.layers.Bidirectional(keras.layers.LSTM(lstm.hidden_size, return_sequences=True))
         for _ in range(lstm.num_layers)

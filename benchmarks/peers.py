@@ -131,7 +131,7 @@ class LayerRates(L.callbacks.BaseFinetuning):
     ) -> None:
         """Layer by layer, since each has its own rate."""
         if epoch == UNFREEZE_AT:
-            for layer, lr in zip(pl_module.backbone.layers, (0.02, 0.05), strict=True):  # type: ignore
+            for layer, lr in zip(pl_module.backbone.layers, (0.02, 0.05), strict=True):
                 self.unfreeze_and_add_param_group(layer, optimizer, lr)
 
 

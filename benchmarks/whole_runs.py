@@ -64,7 +64,7 @@ class Sizes(NamedTuple):
 
     B: int = 32
     T: int = 96
-    I: int = 128  # noqa: E741
+    I: int = 128
     H: int = 256
     batches: int = 10
     held_out: int = 4

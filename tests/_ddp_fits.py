@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lstm_freeze import BiLSTM, param_groups
 
 DDP = "ddp_find_unused_parameters_true"
-T, I, BATCH = 5, 3, 2  # noqa: E741
+T, I, BATCH = 5, 3, 2
 
 
 def rnn(kind):

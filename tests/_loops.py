@@ -8,6 +8,7 @@ from lstm_freeze._recurrence import loop_native, small
 
 # Torch's operations, the extension's time loop, and for small layers one call of the extension.
 LOOPS = ("torch", "native", "small")
+LEVELS = () if loop_native._extension is None else loop_native._extension.levels()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lstm_freeze import BiLSTM
 
-I, H, P, C = 3, 4, 2, 2  # noqa: E741  (the house's letters for shapes; C classes)
+I, H, P, C = 3, 4, 2, 2  # C: classes
 
 
 class Encoder(nn.Module):

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from lstm_freeze import BiLSTM
 
-T, B, I, H, P = 6, 4, 3, 5, 2  # noqa: E741  (the house's letters for shapes)
+T, B, I, H, P = 6, 4, 3, 5, 2
 LENGTHS = (3, 6, 1, 4)  # unsorted; the packed forms of an example
 
 OUTPUT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from lstm_freeze import BiLSTM
 from lstm_freeze._recurrence.agreement import is_there
 
-T, B, I, H = 5, 3, 6, 70  # noqa: E741  (the house's letters for shapes)
+T, B, I, H = 5, 3, 6, 70
 
 
 @pytest.fixture(params=LOOPS, autouse=True)

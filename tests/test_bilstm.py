@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from lstm_freeze import BiLSTM, ParameterGroup, PrefixCache, replace_lstm
 
-T, B, I, H = 7, 5, 3, 6  # noqa: E741  (the house's letters for shapes)
+T, B, I, H = 7, 5, 3, 6
 LENGTHS = [7, 5, 5, 2, 1]
 
 

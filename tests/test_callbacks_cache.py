@@ -15,7 +15,7 @@ from lstm_freeze import BiLSTM, FreezeSchedule, PrefixCache, param_groups
 from lstm_freeze.callbacks import FreezeScheduler, GradualUnfreezing, Plateau
 
 L = lightning()
-I, H, LAYERS = 3, 4, 3  # noqa: E741
+I, H, LAYERS = 3, 4, 3
 SAMPLES = 12
 GRADUAL = {
     0: "head",

@@ -29,6 +29,8 @@ from _oracle import (
 )
 from torch import nn
 
+from lstm_freeze import BiLSTM
+
 pytestmark = pytest.mark.usefixtures("with_and_without_small_layers")
 
 DENSE = Case(2, True, True, False, P, torch.float32, "dense", True)
@@ -515,3 +517,36 @@ def test_long_sequences_do_not_exhaust_the_stack():
 def test_sizes_used_here_are_distinct():
     """So that a mixed-up axis cannot go unnoticed."""
     assert len({T, B, I, H, P}) == 5
+
+
+# --- where the numbers lie
+
+
+@pytest.mark.parametrize("lazy", [torch._neg_view, lambda x: torch._efficientzerotensor(x.shape)])
+@pytest.mark.parametrize("which", ["input", "h_0", "c_0", "weights", "gradient"])
+@pytest.mark.parametrize(("time", "batch", "size"), [(5, 3, 8), (40, 48, 64)])
+def test_numbers_that_torch_changes_as_it_reads_them(lazy, which, time, batch, size):
+    """As of the imaginary part of a conjugate, whose numbers in memory have the other sign."""
+    torch.manual_seed(0)
+    bilstm = BiLSTM(size, size)
+    tensors = {
+        "input": torch.randn(time, batch, size),
+        "h_0": torch.randn(2, batch, size),
+        "c_0": torch.randn(2, batch, size),
+        "gradient": torch.randn(time, batch, 2 * size),
+    }
+    weights = {name: p.detach() for name, p in bilstm.named_parameters()}
+    changed = weights if which == "weights" else tensors
+    for name in list(weights) if which == "weights" else [which]:
+        changed[name] = lazy(changed[name])
+
+    def run(read):
+        given = {name: read(x) for name, x in tensors.items()}
+        read_weights = {name: read(w).requires_grad_() for name, w in weights.items()}
+        args = given["input"], (given["h_0"], given["c_0"])
+        output, states = torch.func.functional_call(bilstm, read_weights, args)
+        leaves = list(read_weights.values())
+        return [output, *states, *torch.autograd.grad(output, leaves, given["gradient"])]
+
+    expected = run(lambda x: torch.empty(x.shape).copy_(x))
+    assert all(map(torch.equal, run(lambda x: x), expected))

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lstm_freeze import BiLSTM, add_lora, freeze
 
-T, B, I, H = 7, 4, 6, 10  # noqa: E741  (the house's letters for shapes)
+T, B, I, H = 7, 4, 6, 10
 
 
 def counted(function):

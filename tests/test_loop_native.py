@@ -9,6 +9,7 @@ import types
 
 import pytest
 import torch
+from _loops import LEVELS
 from torch.nn.utils.rnn import PackedSequence
 
 from lstm_freeze import BiLSTM
@@ -18,26 +19,11 @@ from lstm_freeze._recurrence.rows import last_rows, runs_of
 from lstm_freeze._recurrence.weights import Gradients, State, Weights
 
 built = pytest.mark.skipif(loop_native._extension is None, reason="the extension is not built here")
-LEVELS = () if loop_native._extension is None else loop_native._extension.levels()
 MAGNITUDES = (float("inf"), 0.0, 1e-45, 1e-40, 1e-30, 1e-4, 0.3, 17.4, 88.3, 103.0, 105.0, 3e38)
 SPECIAL = torch.tensor([float("nan"), *(sign * x for x in MAGNITUDES for sign in (1, -1))])
 NOT_BUILT = "torch (the extension lstm_freeze._recurrence._timeloop is not built)"
 OFF = "torch (the native loop is switched off)"
 SIZES = torch.tensor([60, 60, 55, 54, 6, 5, 1])  # sequences still running at each step
-
-
-@pytest.fixture(params=LEVELS)
-def level(request):
-    before = loop_native._extension.use(request.param)
-    yield request.param
-    loop_native._extension.use(before)
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def bits(tensor):

@@ -6,25 +6,15 @@ import torch
 from lstm_freeze import BiLSTM
 from lstm_freeze._recurrence import loop_native
 
-LEVELS = () if loop_native._extension is None else loop_native._extension.levels()
 # Rows, depth and columns: less than a tile, a panel or a block, whole ones, and some more.
 SIZES = [(3, 1, 1), (5, 3, 17), (48, 64, 64), (49, 321, 33), (100, 700, 203), (7, 640, 130)]
 
 
-@pytest.fixture(params=LEVELS, autouse=True)
-def level(request, monkeypatch):
+@pytest.fixture(autouse=True)
+def on_each_level(level, monkeypatch):
     monkeypatch.setattr(loop_native, "_FEWEST_MULTIPLICATIONS", 0)
-    before, was_on = loop_native._extension.use(request.param), loop_native.enable(True)
-    yield request.param
-    loop_native.enable(was_on)
-    loop_native._extension.use(before)
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+    with loop_native.switched(True):
+        yield
 
 
 def random(*shape, turned=False, seed=0):

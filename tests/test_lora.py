@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 
 import pytest
 import torch
+from _loops import LOOPS, on_loop
 from _models import I, Tagger, bits, everything, moved, snapshot, trainable
 from _oracle import GRADIENT_TOLERANCE, OUTPUT_TOLERANCE
 from torch import nn
@@ -29,7 +30,7 @@ from lstm_freeze import (
     status,
     unfreeze,
 )
-from lstm_freeze._recurrence import factors, loop_native, operator
+from lstm_freeze._recurrence import factors, operator
 
 RANK = 3
 
@@ -79,13 +80,12 @@ def inputs(form, dtype, proj):
     return [x], lambda x: (x, None)
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(
+    ("loop", "dtype"), [*((loop, torch.float32) for loop in LOOPS), ("torch", torch.float64)]
+)
 @pytest.mark.parametrize("proj", [0, 2])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("form", "bias"), [("dense", True), ("packed", True), ("hx", False)])
-def test_bilstm_against_the_parametrization(form, bias, dtype, proj, native):
-    if native and (dtype == torch.float64 or loop_native._extension is None):
-        pytest.skip("the native loop serves float32")
+def test_bilstm_against_the_parametrization(form, bias, proj, loop, dtype):
     torch.manual_seed(0)
     model = BiLSTM(I, 4, 2, bias=bias, proj_size=proj, dtype=dtype)
     plain = copy.deepcopy(model)
@@ -95,7 +95,7 @@ def test_bilstm_against_the_parametrization(form, bias, dtype, proj, native):
     found, expected = [], []
     for net, into in ((model, found), (plain, expected)):
         leaves, call = inputs(form, dtype, proj)
-        with loop_native.switched(native):
+        with on_loop(loop):
             output, (h, c) = net(*call(*leaves))
             output = getattr(output, "data", output)
             (output.square().sum() + (h * 2).sum() + c.square().sum()).backward()
@@ -713,3 +713,38 @@ def test_tagger_trains_like_any_other():
     assert {n for n in trainable(model) if "weight_hh_l1" in n} == {
         f"encoder.lstm.weight_hh_l1{r}_lora_{f}" for r in ("", "_reverse") for f in "AB"
     }
+
+
+@pytest.mark.parametrize(
+    ("base", "factors"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)]
+)
+@pytest.mark.parametrize("kind", [BiLSTM, nn.Linear])
+def test_factors_may_have_another_dtype_than_their_weights(kind, base, factors):
+    """Factors in float32 beside frozen weights in 16 bits are common."""
+    model = kind(I, 4, dtype=base)
+    lora = add_lora(model, rank=RANK)
+    randomize(model)
+    trained = [p for name, p in model.named_parameters() if "lora" in name]
+    for parameter in trained:
+        parameter.data = parameter.data.to(factors)
+    x = torch.randn(5, 2, I, dtype=base)
+
+    def run():
+        return model(x) if kind is nn.Linear else model(x)[0]
+
+    output = run()
+    output.float().square().sum().backward()
+    assert output.dtype == base
+    assert all(p.grad.dtype == factors and p.grad.any() for p in trained)
+    lora.merge()
+    torch.testing.assert_close(run(), output, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("factor", ["A", "B"])
+def test_a_factor_without_memory_is_named(factor):
+    model = BiLSTM(I, 4)
+    add_lora(model, rank=RANK)
+    name = f"weight_hh_l0_reverse_lora_{factor}"
+    getattr(model, name).untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=f"{name} has lost its memory"):
+        model(torch.randn(5, 2, I))

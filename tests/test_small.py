@@ -25,14 +25,6 @@ def native():
         yield
 
 
-@pytest.fixture(params=loop_native._extension.levels() if loop_native._extension else [])
-def level(request):
-    """Each instruction set that this processor has."""
-    before = loop_native._extension.use(request.param)
-    yield request.param
-    loop_native._extension.use(before)
-
-
 def layer(directions=2, form="dense", hx=True, bias=True, features=3, hidden=21):
     """The inputs of a small layer; all floating ones are leaves that require grad."""
     gen = torch.Generator().manual_seed(0)

@@ -60,9 +60,10 @@ class LinearWithFactors(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The output of the base plus that of the factors, whose product is never formed."""
-        narrow = F.linear(input, self.weight_lora_A)
-        update = F.linear(narrow, self.weight_lora_B * self.lora_scales["weight"])
-        return self._base(input) + update
+        up = self.weight_lora_B * self.lora_scales["weight"]
+        # The factors may be kept in a finer dtype than the weight.
+        narrow = F.linear(input, self.weight_lora_A.to(self.weight.dtype))
+        return self._base(input) + F.linear(narrow, up.to(self.weight.dtype))
 
     def _base(self, input: Tensor) -> Tensor:
         """What nn.Linear computed before the weight was frozen, bit for bit.
@@ -121,4 +122,5 @@ def merged(owner: nn.Module, name: str) -> Tensor:
     weight, a, b = (
         getattr(owner, n) for n in (name, factor_name(name, "A"), factor_name(name, "B"))
     )
-    return torch.addmm(weight, b * scales_of(owner)[name], a)
+    up = (b * scales_of(owner)[name]).to(weight.dtype)
+    return torch.addmm(weight, up, a.to(weight.dtype))

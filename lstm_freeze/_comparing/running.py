@@ -161,7 +161,7 @@ def _measured(score: Score, split: Split, seed: int, settings: Mapping[str, Any]
     began = time.perf_counter()
     try:
         value = score(train, test, seed, **own)
-    except Exception as error:
+    except Exception as error:  # whatever a score function raises is a failure of its method
         return Outcome(math.nan, 0.0, f"{type(error).__name__}: {error}")
     seconds = time.perf_counter() - began
     return Outcome(_as_score(value), seconds)

@@ -53,6 +53,7 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State |
     back = _backwards(data, reverse)
     sides = [rows, _picked(data, back).flatten(0, -2)] if D == 2 else [rows]
     native = loop_native.applies(data)
+    # Whether the loop computes the input's part of the gates, so that nothing is done in blocks.
     whole = native and loop_native.computes_input(directions, N, inputs.steps)
     if whole:
         blocks = [runs_of(inputs.steps, batch, batch_sizes)]
@@ -67,19 +68,20 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State |
     cells[:, :batch] = 0 if c0 is None else c0
     state = State(gates, hidden, cells)
     biases = [_added_biases(w) for w in directions]
-    walk = loop_native.NativeForward if native else loop_torch.TorchForward
-    loop = walk(directions, state, batch, batch_sizes, keep)
-    if isinstance(loop, loop_native.NativeForward) and whole:
-        loop.read(sides, [w.weight_ih for w in directions], biases)
-        loop.run(blocks[0], 0)
-        blocks = []
-    weights = [loop_native.right(w.weight_ih.t(), N) for w in directions if blocks]
+    loop: loop_native.NativeForward | loop_torch.TorchForward
+    if native:
+        loop = loop_native.NativeForward(directions, state, batch, batch_sizes, keep)
+        if whole:
+            loop.read(sides, [w.weight_ih for w in directions], biases)
+    else:
+        loop = loop_torch.TorchForward(directions, state, batch, batch_sizes, keep)
+    weights = [] if whole else [loop_native.right(w.weight_ih.t(), N) for w in directions]
     for block in blocks:
         first, last = bounds(block)
         base = 0 if keep else first
-        for side, weight, bias, into in zip(sides, weights, biases, gates, strict=True):
-            part = into[first - base : last - base]
-            loop_native.multiply(side[first:last], weight, part, bias)
+        for d, weight in enumerate(weights):
+            part = gates[d, first - base : last - base]
+            loop_native.multiply(sides[d][first:last], weight, part, biases[d])
         loop.run(block, base)
     ended = last_rows(N, batch, batch_sizes, data.device)
     h_n = hidden.index_select(1, ended + batch)

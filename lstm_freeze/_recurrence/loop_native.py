@@ -151,6 +151,7 @@ def multiply(left: Tensor, by: Right, out: Tensor, start: Tensor | None = None) 
         raise _does_not_fit("left", left, f"({rows}, {depth}), all of it in memory")
     for name, tensor in (("left", left), ("out", out)):
         _check_kind(name, tensor)
+    left = in_memory(left)
     beginning = 0 if start is None else start.data_ptr()
     addresses = (left.data_ptr(), by.panels.data_ptr(), beginning, out.data_ptr())
     job = _packed((rows, depth, columns, *left.stride(), *addresses))
@@ -209,7 +210,7 @@ class NativeForward:
     ) -> None:
         """Compute the input's part of the gates in the loop, from the rows of each direction."""
         units, depth = self._state.cells.shape[2], sides[0].shape[1]
-        sides = [side.contiguous() for side in sides]
+        sides = [in_memory(side.contiguous()) for side in sides]
         panels = _panels("weight_ih", weights, units, depth, gates=len(GATES))
         columns = [bias.unsqueeze(1) for bias in biases if bias is not None]
         bias = _panels("bias", columns, units, 1, gates=len(GATES)) if columns else None
@@ -305,7 +306,17 @@ def alias_of(name: str, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
     if alias.shape != shape or not is_there(alias):
         raise _does_not_fit(name, alias, f"{shape}, all of it in memory")
     _check_kind(name, alias)
-    return alias
+    return in_memory(alias)
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """The tensor with its numbers as they are in memory, which `is_there`.
+
+    Torch negates those of some tensors as it reads them, and has tensors of zeros without memory.
+    """
+    if tensor.data_ptr() == 0 and tensor.numel():
+        return tensor.new_zeros(tensor.shape)
+    return tensor.resolve_neg()
 
 
 def call(name: str, job: bytes, owners: object) -> None:

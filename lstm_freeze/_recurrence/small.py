@@ -125,5 +125,5 @@ def _layer(
 def _address(tensor: Tensor | None, owners: list[Tensor]) -> int:
     if tensor is None:
         return 0
-    owners.append(tensor := tensor.contiguous())
+    owners.append(tensor := loop_native.in_memory(tensor.contiguous()))
     return tensor.data_ptr()

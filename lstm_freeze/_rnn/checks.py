@@ -226,11 +226,7 @@ def _autocast_converts(*weights: Tensor) -> bool:
 
 
 def check_factors(
-    weights: Weights,
-    shapes: Sequence[tuple[int, ...]],
-    where: str,
-    first: Tensor,
-    device: torch.device,
+    weights: Weights, shapes: Sequence[tuple[int, ...]], where: str, device: torch.device
 ) -> None:
     """Raises where LoRA factors do not fit their weights, or each other."""
     for field, shape in (("ih", shapes[0]), ("hh", shapes[1]), ("hr", shapes[4])):
@@ -243,12 +239,6 @@ def check_factors(
                     f"the LoRA factors of {where.replace('weight', f'weight_{field}')} must fit "
                     f"its size {shape} on {device}, got B {tuple(up.shape)} on {up.device} and "
                     f"A {tuple(down.shape)} on {down.device}: set them to ones that fit"
-                )
-            if factor.dtype != first.dtype and not _autocast_converts(factor, first):
-                raise RuntimeError(
-                    f"the LoRA factors of {where.replace('weight', f'weight_{field}')} must have "
-                    f"the weights' dtype {first.dtype}, got {factor.dtype}: convert them, or the "
-                    f"whole model with model.to({first.dtype})"
                 )
 
 

@@ -64,7 +64,7 @@ def check_weights(
                         check_is_there(name, weight)
             if lstm.__dict__.get("lora_scales"):
                 where = name_of(layer, direction, "weight")
-                checks.check_factors(found, shapes, where, first, device)
+                checks.check_factors(found, shapes, where, device)
 
 
 def _factors(lstm: LSTMBase, layer: int, direction: str, kinds: Sequence[str]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 
 from lstm_freeze import BiLSTM, PrefixCache, freeze
 
-T, B, I, H = 7, 4, 3, 5  # noqa: E741
+T, B, I, H = 7, 4, 3, 5
 LENGTHS = [3, 7, 1, 5]
 GIVEN = {
     "list": lambda device: LENGTHS,
