@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from cases import EVERY, FORMS, TARGETS
+from cases import EVERY, FORMS, SAMPLE_TARGETS, TARGETS, Target
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -21,19 +21,23 @@ _DPI = 110
 _SIZES = {"T": 1, "B": 0, "H": 3, "L": 4}
 
 
-def save_ratios(rows: Sequence[Row], path: Path) -> None:
+def save_ratios(rows: Sequence[Row], path: Path, sampled: bool = False) -> None:
     """How many times faster than nn.LSTM: dots are shapes, bars their means, crosses targets."""
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), sharey=True, layout="constrained")
     found = [row["ratio"] for row in rows]
     cases = _cases_of(rows)
     limits = min(0.7, *found) / 1.08, max(1.5, *found) * 1.08
     for ax, form in zip(axes, FORMS, strict=True):
-        _ratio_panel(ax, [row for row in rows if row["form"] == form], form, cases)
+        targets = SAMPLE_TARGETS if sampled else TARGETS
+        aimed_at = {case: targets[form, case] for case in cases if (form, case) in targets}
+        _ratio_panel(ax, [row for row in rows if row["form"] == form], cases, aimed_at)
+        ax.set_title(f"{form} input", fontsize=10)
         ax.set_xlim(*limits)
     axes[0].set_yticks(range(len(cases)), cases)
     axes[0].set_ylim(len(cases) - 0.5, -0.5)
-    handles, labels = axes[1].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    fig.legend(once.values(), once, loc="outside lower center", ncols=3, frameon=False)
     _save(fig, path)
 
 
@@ -41,25 +45,25 @@ def _cases_of(rows: Sequence[Row]) -> list[str]:
     return [case for case in EVERY if any(row["case"] == case for row in rows)]
 
 
-def _ratio_panel(ax: Axes, rows: Sequence[Row], form: str, cases: Sequence[str]) -> None:
+def _ratio_panel(
+    ax: Axes, rows: Sequence[Row], cases: Sequence[str], targets: Mapping[str, Target]
+) -> None:
     ax.axvline(1, color=GREY, lw=1)
     for y, case in enumerate(cases):
         values = [row["ratio"] for row in rows if row["case"] == case]
         if not values:
             continue
-        first = y == 0
         ax.plot(values, [y] * len(values), "o", ms=5, color=OURS, alpha=0.5, mec="none",
-                label="one shape" if first else None)  # fmt: skip
+                label="one shape")  # fmt: skip
         ax.plot(geometric_mean(values), y, "|", ms=20, mew=2.5, color=OURS,
-                label="geometric mean" if first else None)  # fmt: skip
-        if (form, case) in TARGETS:
-            ax.plot(TARGETS[form, case].mean, y, "x", ms=7, mew=1.5, color="#c8511b",
-                    label="target" if first else None)  # fmt: skip
+                label="geometric mean")  # fmt: skip
+        if case in targets:
+            ax.plot(targets[case].mean, y, "x", ms=7, mew=1.5, color="#c8511b",
+                    label="target")  # fmt: skip
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(FixedLocator([0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_title(f"{form} input", fontsize=10)
     ax.set_xlabel("nn.LSTM's time / BiLSTM's (right of 1: BiLSTM faster)")
     _plain(ax, "x")
 

@@ -147,7 +147,7 @@ def save(results: dict[str, Any], out: Path) -> list[Path]:
     paths[0].write_text(json.dumps(results, indent=1) + "\n")
     if results["rows"]:
         paths.append(out / "speed.png")
-        figures.save_ratios(results["rows"], paths[-1])
+        figures.save_ratios(results["rows"], paths[-1], sampled=results["seed"] is not None)
     if results["growth"]:
         paths.append(out / "growth.png")
         figures.save_growth(results["growth"], paths[-1])

@@ -15,15 +15,20 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
 
 
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The Trainer's callbacks, which Lightning sets without declaring the attribute."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
 def named(trainer: Trainer, name: str) -> list[Callback]:
     """The callbacks whose class, or a base of it, has this name, from either Lightning."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [c for c in callbacks if name in {base.__name__ for base in type(c).__mro__}]
+    return [c for c in callbacks_of(trainer) if name in {b.__name__ for b in type(c).__mro__}]
 
 
 def warn_of_early_ones(trainer: Trainer, scheduler: Callback) -> None:
     """Warn of callbacks that act before the first phase has begun."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     if named(trainer, "LearningRateFinder"):
         warn(
             "the learning rate finder runs before the schedule begins, so it trains everything "

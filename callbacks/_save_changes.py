@@ -20,6 +20,7 @@ from lstm_freeze._saving import (
 )
 
 from ._callback import Callback, without_fit
+from ._neighbours import callbacks_of, named
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -145,9 +146,10 @@ def _refuse_sharding(trainer: Trainer) -> None:
 
 
 def _refuse_late_place(trainer: Trainer, callback: SaveChanges) -> None:
-    before: list[Any] = trainer.callbacks[: trainer.callbacks.index(callback)]  # type: ignore[attr-defined]
-    for other in before:
-        if any(base.__name__ == "WeightAveraging" for base in type(other).__mro__):
+    callbacks = callbacks_of(trainer)
+    place = callbacks.index(callback)
+    for other in named(trainer, "WeightAveraging"):
+        if callbacks.index(other) < place:
             raise ValueError(
                 f"SaveChanges must stand before {type(other).__name__} in the Trainer's callbacks: "
                 "averaging takes the checkpoint's weights for its own and replaces them"

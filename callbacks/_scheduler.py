@@ -22,6 +22,7 @@ from ._given import Given, as_schedule, schedule_for
 from ._logged import log_caches, log_phase
 from ._neighbours import (
     averaging_mistakes,
+    callbacks_of,
     named,
     warn_if_stopped,
     warn_of_compilations,
@@ -142,7 +143,7 @@ class FreezeScheduler(Callback):
         if self.resolved is None:
             self._use(schedule_for(self._given, pl_module).resolve(pl_module))
         states = checkpoint.get("callbacks", {})
-        present = {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        present = {callback.state_key for callback in callbacks_of(trainer)}
         others = [k for k in states if str(k).startswith("FreezeScheduler{") and k not in present]
         if self.state_key not in states and others:
             raise ValueError(
