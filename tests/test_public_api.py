@@ -244,8 +244,8 @@ ROOMS = [
 ]
 CALLBACKS_ORDER = [
     "_callback", "_ddp", "_refusals", "_advance", "_fit_plateau", "_fit_guard", "_frozen_check",
-    "_weight_drift", "_save_changes", "_weight_anchor",
-    "_given", "_neighbours", "_logged", "_scheduler", "_gradual", "__init__",
+    "_weight_drift", "_neighbours", "_save_changes",
+    "_weight_anchor", "_given", "_logged", "_scheduler", "_gradual", "__init__",
 ]
 # fmt: on
 EXTENSIONS = {"_timeloop", "_words"}
