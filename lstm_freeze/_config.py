@@ -8,14 +8,15 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from ._hashing import has_extension
-from ._recurrence import waiting_memory, which_loop
+from ._recurrence import waiting_memory, which_loop, which_products
 
 
 def show_config() -> str:
     """Describes what the library computes with here, like `torch.__config__.show()`.
 
-    Whether BiLSTM's native loop is in use and at which level of the processor, or why not; the same
-    of the fingerprints' extension; threads; versions; memory kept for the next call.
+    Whether BiLSTM's native loop is in use and at which level of the processor, or why not; who
+    makes its large matrix products; whether the fingerprints' extension is in use; threads;
+    versions; memory kept for the next call.
 
     Examples:
         >>> from lstm_freeze import show_config
@@ -29,6 +30,7 @@ def show_config() -> str:
     lines = {
         "lstm_freeze": _own_version(),
         "BiLSTM on the CPU, float32": which_loop(),
+        "its large matrix products": f"made by {which_products()}",
         "fingerprints on the CPU": sums,
         "threads": f"{torch.get_num_threads()}",
         "torch": f"{torch.__version__} ({torch.backends.cpu.get_cpu_capability()})",

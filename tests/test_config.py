@@ -18,6 +18,7 @@ def lines():
 def test_what_is_in_use():
     found = lines()
     assert found["BiLSTM on the CPU, float32"] == loop_native.which_loop()
+    assert found["its large matrix products"].removeprefix("made by ") in ("the extension", "torch")
     assert found["threads"] == str(torch.get_num_threads())
     assert torch.__version__ in found["torch"]
     assert re.match(r"\d+\.\d+", found["lstm_freeze"])
@@ -31,6 +32,7 @@ def test_why_something_is_not_in_use(monkeypatch):
     assert lines()["fingerprints on the CPU"] == "native"
     with loop_native.switched(False):
         assert lines()["BiLSTM on the CPU, float32"].startswith("torch (")
+        assert lines()["its large matrix products"] == "made by torch"
     monkeypatch.setattr(loop_native, "_extension", None)
     assert "is not built" in lines()["BiLSTM on the CPU, float32"]
 

@@ -1,5 +1,7 @@
 """The extension's products of matrices, around the time loop and within it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ SIZES = [(3, 1, 1), (5, 3, 17), (48, 64, 64), (49, 321, 33), (100, 700, 203), (7
 @pytest.fixture(autouse=True)
 def on_each_level(level, monkeypatch):
     monkeypatch.setattr(loop_native, "_FEWEST_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(loop_native, "_own_products", True)
     with loop_native.switched(True):
         yield
 
@@ -23,11 +26,11 @@ def random(*shape, turned=False, seed=0):
     return x.t() if turned else x
 
 
-def multiplied(left, matrix, start=None):
-    """left @ matrix + start, with numbers around the output that must not change."""
+def multiplied(left, matrix):
+    """left @ matrix, with numbers around the output that must not change."""
     M, N = left.shape[0], matrix.shape[1]
     around = torch.full((M + 2, N), float("nan"))
-    loop_native.multiply(left, loop_native.right(matrix, M), around[1 : M + 1], start)
+    loop_native.multiply(left, loop_native.right(matrix, M), around[1 : M + 1])
     assert around[0].isnan().all()
     assert around[-1].isnan().all()
     return around[1 : M + 1]
@@ -35,14 +38,12 @@ def multiplied(left, matrix, start=None):
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), SIZES)
 @pytest.mark.parametrize("turned", [(a, b) for a in (False, True) for b in (False, True)])
-@pytest.mark.parametrize("starts", [False, True])
-def test_a_product_in_any_layout(rows, depth, columns, turned, starts):
+def test_a_product_in_any_layout(rows, depth, columns, turned):
     left = random(rows, depth, turned=turned[0])
     matrix = random(depth, columns, turned=turned[1], seed=1)
-    start = random(columns, seed=2) if starts else None
-    expected = left.double() @ matrix.double() + (start.double() if starts else 0)
+    expected = left.double() @ matrix.double()
     most = 2e-6 * (left.double().abs() @ matrix.double().abs() + 1)
-    assert ((multiplied(left, matrix, start) - expected).abs() <= most).all()
+    assert ((multiplied(left, matrix) - expected).abs() <= most).all()
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -72,6 +73,24 @@ def test_an_output_that_does_not_fit_is_refused():
         loop_native.multiply(random(6, 3), by, torch.empty(6, 5))
     with pytest.raises(ValueError, match=r"`out` must be float32 on the CPU; got torch\.float64"):
         loop_native.multiply(random(6, 4), by, torch.empty(6, 5, dtype=torch.float64))
+
+
+def test_torch_makes_the_products_where_it_is_faster(monkeypatch):
+    def others(is_intel, has_mkl):
+        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: has_mkl)
+        return loop_native._makes_products(SimpleNamespace(IS_INTEL=is_intel))
+
+    assert not others(1, True)
+    assert others(0, True)
+    assert others(1, False)
+    assert not loop_native._makes_products(None)
+    monkeypatch.setattr(loop_native, "_own_products", False)
+    assert loop_native.right(random(40, 40), 40).panels is None
+    torch.manual_seed(0)
+    lstm, data = BiLSTM(8, 24, num_layers=2), torch.randn(5, 50, 8)
+    theirs = lstm(data)[0]
+    monkeypatch.setattr(loop_native, "_own_products", True)
+    torch.testing.assert_close(lstm(data)[0], theirs)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -4,6 +4,7 @@ from .agreement import check_is_there as check_is_there
 from .agreement import check_steps as check_steps
 from .cell import parameter_shapes as parameter_shapes
 from .loop_native import which_loop as which_loop
+from .loop_native import which_products as which_products
 from .memory import release_memory as release_memory
 from .memory import waiting_memory as waiting_memory
 from .operator import run_layer as run_layer

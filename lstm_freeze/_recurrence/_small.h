@@ -72,11 +72,10 @@ static Matrix dense(const float *rows, int64_t columns) { return (Matrix){rows, 
 
 static Matrix transposed(Matrix m) { return (Matrix){m.data, m.of_column, m.of_row}; }
 
-/* out (rows, columns) = left (rows, depth) times right (columns, depth) transposed; plus `start`,
- * (columns), where there is one. */
+/* out (rows, columns) = left (rows, depth) times right (columns, depth) transposed. */
 static void times(int64_t rows, int64_t depth, int64_t columns, Matrix left, Matrix right,
-                  const float *start, float *panels, float *out) {
-    Multiply job = {rows, depth, columns, left.of_row, left.of_column, left.data, panels, start, out};
+                  float *panels, float *out) {
+    Multiply job = {rows, depth, columns, left.of_row, left.of_column, left.data, panels, out};
     int64_t count = (columns + current->lanes - 1) / current->lanes;
     packed(right, 1, columns, depth, panels);
     for (int64_t low = 0; low < rows; low += CHUNK)
@@ -145,14 +144,14 @@ static void forward_layer(const void *job, float *memory) {
         int has_bias = w->bias_ih.data && w->bias_hh.data;
         for (int64_t k = 0; has_bias && k < gates_size; k++)
             bias[k] = w->bias_ih.data[k * w->bias_ih.of_row] + w->bias_hh.data[k * w->bias_hh.of_row];
-        times(N, I, gates_size, dense(rows, I), w->ih, has_bias ? bias : 0, panels, gates);
+        times(N, I, gates_size, dense(rows, I), w->ih, panels, gates);
         copied(hidden, f->h0 ? f->h0 + d * B * H : 0, B * H);
         copied(cells, f->c0 ? f->c0 + d * B * H : 0, B * H);
         packed(w->hh, GATES, H, H, panels);
         Forward walk = {
             .directions = 1, .hidden_size = H, .state_size = H, .steps = s->steps, .keep = 1,
             .gates = {gates, 0}, .hidden = {hidden, 0}, .cells = {cells, 0},
-            .weight_hh = {panels, 0},
+            .weight_hh = {panels, 0}, .bias = {has_bias ? bias : 0},
         };
         current->forward(&walk, 0, 0, B);
         for (int64_t n = 0; n < N; n++)
@@ -207,11 +206,11 @@ static void backward_layer(const void *job, float *memory) {
         if (b->c0)
             copied(b->c0 + d * B * H, dc, B * H);
         if (b->h0)
-            times(B, gates_size, H, rows_of_gates, transposed(w->hh), 0, scratch,
+            times(B, gates_size, H, rows_of_gates, transposed(w->hh), scratch,
                   b->h0 + d * B * H);
         if (b->data) {
             float *part = d ? taken(&scratch, N * I) : b->data;
-            times(N, gates_size, I, rows_of_gates, transposed(w->ih), 0, scratch, part);
+            times(N, gates_size, I, rows_of_gates, transposed(w->ih), scratch, part);
             for (int64_t n = 0; d && n < N; n++)
                 for (int64_t k = 0; k < I; k++)
                     b->data[turned_row(s, d, n) * I + k] += part[n * I + k];
@@ -223,12 +222,12 @@ static void backward_layer(const void *job, float *memory) {
                 d_bias[k] += dgates[n * gates_size + k];
         if (d_ih) {
             const float *rows = turned(s, d, &scratch);
-            times(gates_size, N, I, transposed(rows_of_gates), transposed(dense(rows, I)), 0, scratch,
+            times(gates_size, N, I, transposed(rows_of_gates), transposed(dense(rows, I)), scratch,
                   d_ih);
         }
         if (d_hh) {
             const float *rows = states_before(s, hidden, &scratch);
-            times(gates_size, N, H, transposed(rows_of_gates), transposed(dense(rows, H)), 0, scratch,
+            times(gates_size, N, H, transposed(rows_of_gates), transposed(dense(rows, H)), scratch,
                   d_hh);
         }
     }

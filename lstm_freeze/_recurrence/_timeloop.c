@@ -161,9 +161,10 @@ typedef struct {
     Operand weight_hh, weight_hr; /* panels; weight_hr.data is null without a projection */
     /* Where weight_ih.data is not null, the input's part is computed here, step by step, and `gates`
      * is only for the activations. */
-    Operand weight_ih, bias; /* panels; bias.data is null without one */
+    Operand weight_ih; /* panels */
     int64_t input_size;
     const float *input[2]; /* (rows, input_size) of each direction */
+    const float *bias[2];  /* (4H) of each direction, which the input's part has not; or null */
 } Forward;
 
 typedef struct {
@@ -185,12 +186,11 @@ typedef struct {
     float *panels;
 } Packing;
 
-/* out (rows, columns) = start (columns) + matrix (rows, depth) @ panels of (depth, columns). */
+/* out (rows, columns) = matrix (rows, depth) @ panels of (depth, columns). */
 typedef struct {
     int64_t rows, depth, columns;
     int64_t of_row, of_depth; /* the matrix's strides, one of which is 1 */
     const float *matrix, *panels;
-    const float *start; /* null for zeros */
     float *out;
 } Multiply;
 
@@ -287,6 +287,14 @@ static int usable_levels(void) {
     return __builtin_cpu_supports("avx512f") ? 3 : 2;
 #else
     return 1;
+#endif
+}
+
+static int is_intel(void) {
+#if defined(__x86_64__)
+    return __builtin_cpu_is("intel") != 0;
+#else
+    return 0;
 #endif
 }
 
@@ -518,11 +526,12 @@ static PyMethodDef METHODS[] = {
 
 static int start(PyObject *module) {
     current = &LEVELS[usable_levels() - 1];
-    if (PyModule_AddIntConstant(module, "GATES", GATES) < 0)
+    if (PyModule_AddIntConstant(module, "GATES", GATES) < 0 ||
+        PyModule_AddIntConstant(module, "IS_INTEL", is_intel()) < 0)
         return -1;
     /* Counts the changes of the calls above: an extension left over from another version of the
      * package must not be called. */
-    return PyModule_AddIntConstant(module, "INTERFACE", 5);
+    return PyModule_AddIntConstant(module, "INTERFACE", 6);
 }
 
 static PyModuleDef_Slot SLOTS[] = {

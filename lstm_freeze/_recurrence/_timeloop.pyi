@@ -1,5 +1,6 @@
 INTERFACE: int
 GATES: int
+IS_INTEL: int
 
 def pack(threads: int, job: bytes, owners: object, /) -> None: ...
 def multiply(threads: int, job: bytes, owners: object, /) -> None: ...

@@ -145,7 +145,7 @@ TARGET static void OWN(turn)(const float *rows, int64_t of_depth, int64_t count,
 }
 
 /* Rows [low, low + count), at most CHUNK, of a product, in the columns of panels [from, to). Each
- * number is the sum of its start, if any, and of the depth's blocks, in this order. */
+ * number is the sum of the depth's blocks, in their order. */
 TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, int64_t from,
                                  int64_t to) {
     float scratch[CHUNK * DEPTH_BLOCK], tile[MOST_PANELS * CHUNK * LANES];
@@ -156,8 +156,7 @@ TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, 
     for (int64_t k = 0, most = block_of(s->depth, DEPTH_BLOCK); k < s->depth; k += most) {
         const float *rows = s->matrix + low * s->of_row + k * s->of_depth;
         int64_t depth = smaller(most, s->depth - k);
-        const float *added = k ? out : s->start;
-        int64_t added_row = k ? N : 0;
+        const float *added = k ? out : 0;
         if (turned) {
             OWN(turn)(rows, s->of_depth, count, depth, scratch);
             rows = scratch;
@@ -167,8 +166,7 @@ TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, 
             q = smaller(MOST_PANELS, to - p);
             if (p + q <= whole) {
                 OWN(product_block)(rows, s->of_row, turned, count, panels, panel_size, depth, q,
-                                   out + p * LANES, N, LANES, added ? added + p * LANES : 0,
-                                   added_row);
+                                   out + p * LANES, N, LANES, added ? added + p * LANES : 0, N);
                 continue;
             }
             OWN(product_block)(rows, s->of_row, turned, count, panels, panel_size, depth, q, tile,
@@ -176,23 +174,26 @@ TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, 
             for (int64_t r = 0; r < count; r++) {
                 const float *sums = tile + r * MOST_PANELS * LANES;
                 for (int64_t j = p * LANES; j < last; j++)
-                    out[r * N + j] = added ? sums[j - p * LANES] + added[r * added_row + j]
+                    out[r * N + j] = added ? sums[j - p * LANES] + added[r * N + j]
                                            : sums[j - p * LANES];
             }
         }
     }
 }
 
-/* From the input's part of the gates, `of_gate` apart, and that of the state in a tile. */
+/* From the input's part of the gates, `of_gate` apart, the bias, `of_bias` apart, and the state's
+ * part in a tile. */
 INLINE TARGET void OWN(forward_units)(int64_t H, int width, const float *tile, const float *input,
-                                      int64_t of_gate, float *gates, const float *c_before,
-                                      float *c, float *h, int keep) {
+                                      int64_t of_gate, const float *bias, int64_t of_bias,
+                                      float *gates, const float *c_before, float *c, float *h,
+                                      int keep) {
     INDEPENDENT
     for (int k = 0; k < width; k++) {
-        float i = sigmoid(input[k] + TILE_ROW(tile, 0, 0)[k], FUSED);
-        float f = sigmoid(input[of_gate + k] + TILE_ROW(tile, 1, 0)[k], FUSED);
-        float g = hyperbolic_tangent(input[2 * of_gate + k] + TILE_ROW(tile, 2, 0)[k], FUSED);
-        float o = sigmoid(input[3 * of_gate + k] + TILE_ROW(tile, 3, 0)[k], FUSED);
+        float a[GATES];
+        for (int g = 0; g < GATES; g++)
+            a[g] = input[g * of_gate + k] + bias[g * of_bias + k] + TILE_ROW(tile, g, 0)[k];
+        float i = sigmoid(a[0], FUSED), f = sigmoid(a[1], FUSED);
+        float g = hyperbolic_tangent(a[2], FUSED), o = sigmoid(a[3], FUSED);
         float next = multiply_add(f, c_before[k], i * g, FUSED);
         if (keep) {
             gates[k] = i;
@@ -207,15 +208,20 @@ INLINE TARGET void OWN(forward_units)(int64_t H, int width, const float *tile, c
 
 /* The same for fewer units than lanes, in whole vectors: a copy of them, filled up with zeros. */
 TARGET static void OWN(forward_last_units)(int64_t H, int width, const float *tile,
-                                           const float *input, int64_t of_gate, float *gates,
+                                           const float *input, int64_t of_gate,
+                                           const float *bias, int64_t of_bias, float *gates,
                                            const float *c_before, float *c, float *h, int keep) {
-    float own_gates[GATES * LANES] = {0}, own_c[LANES] = {0}, own_h[LANES];
+    float own_gates[GATES * LANES] = {0}, own_bias[GATES * LANES] = {0};
+    float own_c[LANES] = {0}, own_h[LANES];
     for (int k = 0; k < width; k++) {
-        for (int g = 0; g < GATES; g++)
+        for (int g = 0; g < GATES; g++) {
             own_gates[g * LANES + k] = input[g * of_gate + k];
+            own_bias[g * LANES + k] = bias[g * of_bias + k];
+        }
         own_c[k] = c_before[k];
     }
-    OWN(forward_units)(LANES, LANES, tile, own_gates, LANES, own_gates, own_c, own_c, own_h, 1);
+    OWN(forward_units)(LANES, LANES, tile, own_gates, LANES, own_bias, LANES, own_gates, own_c, own_c,
+                       own_h, 1);
     for (int k = 0; k < width; k++) {
         for (int g = 0; keep && g < GATES; g++)
             gates[g * H + k] = own_gates[g * LANES + k];
@@ -230,11 +236,10 @@ TARGET static void OWN(input_gates)(const Forward *s, int64_t d, int64_t row, in
     int64_t I = s->input_size;
     const float *rows = s->input[d] + row * I;
     const float *panels = at(s->weight_ih, d, 0, 0) + u * GATES * I;
-    const float *bias = s->bias.data ? at(s->bias, d, 0, 0) + u * GATES : 0;
     for (int64_t k = 0, most = block_of(I, DEPTH_BLOCK); k < I; k += most)
         OWN(product_block)(rows + k, I, 0, count, panels + k * LANES, I * LANES,
-                           smaller(most, I - k), GATES, out, GATES * LANES, LANES,
-                           k ? out : bias, k ? GATES * LANES : 0);
+                           smaller(most, I - k), GATES, out, GATES * LANES, LANES, k ? out : 0,
+                           GATES * LANES);
 }
 
 /* One step of up to CHUNK sequences from `first` on, before any projection. */
@@ -245,6 +250,7 @@ TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, 
     const float *h_before = at(s->hidden, d, before + first, P);
     const float *panels = at(s->weight_hh, d, 0, 0);
     int computes = s->weight_ih.data != 0, has_gates = s->gates.data != 0;
+    const float no_bias[LANES] = {0};
     float *gates = has_gates ? at(s->gates, d, row - s->base + first, GATES * H) : 0;
     const float *c_before = at(s->cells, d, (s->keep ? before : 0) + first, H);
     float *c = at(s->cells, d, (s->keep ? batch + row : 0) + first, H);
@@ -262,14 +268,17 @@ TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, 
             const float *sums = TILE_ROW(tile, 0, r);
             float *g = has_gates ? gates + r * GATES * H + u : 0;
             const float *x = computes ? of_input + r * GATES * LANES : g;
-            int64_t of_gate = computes ? LANES : H, k = r * H + u;
+            const float *bias = s->bias[d] ? s->bias[d] + u : no_bias;
+            int64_t of_gate = computes ? LANES : H, of_bias = s->bias[d] ? H : 0, k = r * H + u;
             if (width == LANES && s->keep)
-                OWN(forward_units)(H, LANES, sums, x, of_gate, g, c_before + k, c + k, h + k, 1);
+                OWN(forward_units)(H, LANES, sums, x, of_gate, bias, of_bias, g, c_before + k, c + k,
+                                   h + k, 1);
             else if (width == LANES)
-                OWN(forward_units)(H, LANES, sums, x, of_gate, g, c_before + k, c + k, h + k, 0);
+                OWN(forward_units)(H, LANES, sums, x, of_gate, bias, of_bias, g, c_before + k, c + k,
+                                   h + k, 0);
             else
-                OWN(forward_last_units)(H, width, sums, x, of_gate, g, c_before + k, c + k, h + k,
-                                        (int)s->keep);
+                OWN(forward_last_units)(H, width, sums, x, of_gate, bias, of_bias, g, c_before + k,
+                                        c + k, h + k, (int)s->keep);
         }
     }
 }

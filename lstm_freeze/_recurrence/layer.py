@@ -67,21 +67,24 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State |
     cells = memory.empty(data, D, batch + (N if keep else 1), H)
     cells[:, :batch] = 0 if c0 is None else c0
     state = State(gates, hidden, cells)
-    biases = [_added_biases(w) for w in directions]
     loop: loop_native.NativeForward | loop_torch.TorchForward
     if native:
         loop = loop_native.NativeForward(directions, state, batch, batch_sizes, keep)
         if whole:
-            loop.read(sides, [w.weight_ih for w in directions], biases)
+            loop.read(sides, [w.weight_ih for w in directions])
     else:
         loop = loop_torch.TorchForward(directions, state, batch, batch_sizes, keep)
     weights = [] if whole else [loop_native.right(w.weight_ih.t(), N) for w in directions]
+    biases = [None if native else w.added_biases() for w in directions]
     for block in blocks:
         first, last = bounds(block)
         base = 0 if keep else first
-        for d, weight in enumerate(weights):
-            part = gates[d, first - base : last - base]
-            loop_native.multiply(sides[d][first:last], weight, part, biases[d])
+        for side, bias, weight, gates_of in zip(sides, biases, weights, gates, strict=False):
+            rows, part = side[first:last], gates_of[first - base : last - base]
+            if bias is None:
+                loop_native.multiply(rows, weight, part)
+            else:
+                torch.addmm(bias, rows, weight.matrix, out=part)
         loop.run(block, base)
     ended = last_rows(N, batch, batch_sizes, data.device)
     h_n = hidden.index_select(1, ended + batch)
@@ -112,11 +115,6 @@ def _picked(data: Tensor, steps: Tensor, out: Tensor | None = None) -> Tensor:
     if out is None:
         out = memory.empty(data, steps.shape[0], *data.shape[1:])
     return torch.index_select(data, 0, steps, out=out)
-
-
-def _added_biases(w: Weights) -> Tensor | None:
-    """The sum of both biases, (4H,); None where there are none."""
-    return None if w.bias_ih is None or w.bias_hh is None else w.bias_ih + w.bias_hh
 
 
 def _gate_gradients(

@@ -4,8 +4,8 @@ It applies to float32 on the CPU when the extension was built with the package a
 off (`LSTM_FREEZE_NATIVE=0` in the environment, read at import, or `enable(False)`). Everything else
 goes through the torch operations of `loop_torch`; the two agree to rounding. Which one a layer
 takes depends on dtype, device and this switch alone, never on what is frozen or on grad mode. A
-product depends on its shape, too. The extension's gives a row of its left side the same bits
-whatever other rows there are.
+product depends on its shape and on the processor, too. The extension's gives a row of its left side
+the same bits whatever other rows there are.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .rows import Run
 from .weights import Gradients, State, Weights
 
 _NAME = f"{__package__}._timeloop"
-_INTERFACE = 5  # the version of the extension's functions that this file calls
+_INTERFACE = 6  # the version of the extension's functions that this file calls
 
 try:
     from . import _timeloop
@@ -105,10 +105,28 @@ def which_loop() -> str:
     return f"native ({_timeloop.levels()[-1]})"
 
 
+def which_products() -> str:
+    """Who makes the large products of float32 layers on the CPU: `the extension` or `torch`."""
+    return "the extension" if _enabled and _own_products else "torch"
+
+
 def applies(tensor: Tensor) -> bool:
     """Whether layers over tensors of this dtype and device go through the native loop."""
     return _enabled and tensor.dtype == torch.float32 and tensor.is_cpu
 
+
+def _makes_products(extension: ModuleType | None) -> bool:
+    """Whether the extension's products are faster than torch's on this processor.
+
+    Torch's are MKL's on most x86 machines, which takes AVX-512 on Intel's processors alone.
+    """
+    if extension is None:
+        return False
+    has_mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return not (extension.IS_INTEL and has_mkl)
+
+
+_own_products = _makes_products(_extension)
 
 # Below these, packing the right side of a product costs more than the faster product saves.
 _FEWEST_ROWS = 3
@@ -125,7 +143,7 @@ class Right(NamedTuple):
 def _pays(matrix: Tensor, rows: int) -> bool:
     """Whether the extension makes the products with a left side of `rows` rows in all."""
     many = rows >= _FEWEST_ROWS and rows * matrix.numel() >= _FEWEST_MULTIPLICATIONS
-    return many and applies(matrix)
+    return many and _own_products and applies(matrix)
 
 
 def right(matrix: Tensor, rows: int) -> Right:
@@ -136,15 +154,12 @@ def right(matrix: Tensor, rows: int) -> Right:
     return Right(matrix, _panels("right", [matrix.t()], columns, depth))
 
 
-def multiply(left: Tensor, by: Right, out: Tensor, start: Tensor | None = None) -> Tensor:
-    """Writes left @ right + start into `out`, (M, N) and contiguous; `start` is (N,)."""
+def multiply(left: Tensor, by: Right, out: Tensor) -> Tensor:
+    """Writes left @ right into `out`, (M, N) and contiguous."""
     if by.panels is None:
-        if start is None:
-            return torch.mm(left, by.matrix, out=out)
-        return torch.addmm(start, left, by.matrix, out=out)
+        return torch.mm(left, by.matrix, out=out)
     rows, (depth, columns) = left.shape[0], by.matrix.shape
     left = left if 1 in left.stride() else left.contiguous()
-    start = None if start is None else start.contiguous()
     if out.shape != (rows, columns) or not out.is_contiguous():
         raise _does_not_fit("out", out, f"({rows}, {columns}), contiguous")
     if left.shape[1] != depth or not is_there(left):
@@ -152,10 +167,9 @@ def multiply(left: Tensor, by: Right, out: Tensor, start: Tensor | None = None) 
     for name, tensor in (("left", left), ("out", out)):
         _check_kind(name, tensor)
     left = in_memory(left)
-    beginning = 0 if start is None else start.data_ptr()
-    addresses = (left.data_ptr(), by.panels.data_ptr(), beginning, out.data_ptr())
+    addresses = (left.data_ptr(), by.panels.data_ptr(), out.data_ptr())
     job = _packed((rows, depth, columns, *left.stride(), *addresses))
-    _timeloop.multiply(torch.get_num_threads(), job, (left, by, start, out))
+    _timeloop.multiply(torch.get_num_threads(), job, (left, by, out))
     return out
 
 
@@ -182,7 +196,10 @@ def computes_input(directions: Sequence[Weights], rows: int, steps: int) -> bool
 
 
 class NativeForward:
-    """Walks through the time blocks of a layer, as `loop_torch.TorchForward` does."""
+    """Walks through the time blocks of a layer, as `loop_torch.TorchForward` does.
+
+    It adds the biases itself: they are not in the input's part of the gates.
+    """
 
     def __init__(
         self,
@@ -201,24 +218,21 @@ class NativeForward:
         self._weight_hh = _panels("weight_hh", weight_hh, H, P, gates=len(GATES))
         self._weight_hr = _panels("weight_hr", weight_hr, P, H) if weight_hr else None
         self._squashed = state.cells.new_empty(D, batch, H) if weight_hr else None
+        self._biases = [_bias_of(w) for w in directions]
         self._walked = 0
-        self._input: tuple[int, ...] = (0,) * 7
+        self._input: tuple[int, ...] = (0,) * 5
         self._input_owners: tuple[object, ...] = ()
 
-    def read(
-        self, sides: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
-    ) -> None:
+    def read(self, sides: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         """Compute the input's part of the gates in the loop, from the rows of each direction."""
         units, depth = self._state.cells.shape[2], sides[0].shape[1]
         sides = [in_memory(side.contiguous()) for side in sides]
         panels = _panels("weight_ih", weights, units, depth, gates=len(GATES))
-        columns = [bias.unsqueeze(1) for bias in biases if bias is not None]
-        bias = _panels("bias", columns, units, 1, gates=len(GATES)) if columns else None
         for side in sides:
             _check_kind("input", side)
         addresses = [side.data_ptr() for side in sides] + [0]
-        self._input = *_address(panels), *_address(bias), depth, addresses[0], addresses[1]
-        self._input_owners = sides, panels, bias
+        self._input = *_address(panels), depth, addresses[0], addresses[1]
+        self._input_owners = sides, panels
 
     def run(self, block: list[Run], base: int) -> None:
         """Walk through one block; the first row of `gates` is row `base`."""
@@ -234,9 +248,10 @@ class NativeForward:
             (0, 0) if self._squashed is None else _operand("squashed", self._squashed, D, H),
             *_operands(self._weight_hh, self._weight_hr),
             self._input,
+            tuple(0 if b is None else b.data_ptr() for b in [*self._biases, None][:2]),
         )
-        panels = (self._weight_hh, self._weight_hr, self._input_owners)
-        owners = (self._state, self._squashed, self._steps, *panels)
+        weights = (self._weight_hh, self._weight_hr, self._biases, self._input_owners)
+        owners = (self._state, self._squashed, self._steps, *weights)
         _timeloop.forward(torch.get_num_threads(), job, owners)
         self._walked += steps
 
@@ -271,6 +286,12 @@ def walk_back(
     )
     owners = (state, grads, weight_hh, weight_hr, steps)
     _timeloop.backward(torch.get_num_threads(), job, owners)
+
+
+def _bias_of(weights: Weights) -> Tensor | None:
+    bias = weights.added_biases()
+    shape = (gates_size(weights.hidden_size),)
+    return None if bias is None else alias_of("bias", bias.contiguous(), shape)
 
 
 class _Steps:

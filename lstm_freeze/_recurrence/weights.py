@@ -50,6 +50,12 @@ class Weights(NamedTuple):
             hr = add(hr, self.up_hr, self.down_hr)
         return Weights(new_ih, new_hh, bias_ih, bias_hh, hr)
 
+    def added_biases(self) -> Tensor | None:
+        """The sum of both biases, (4H,); None where there are none."""
+        if self.bias_ih is None or self.bias_hh is None:
+            return None
+        return self.bias_ih + self.bias_hh
+
     @property
     def hidden_size(self) -> int:
         """H."""
