@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
+from lstm_freeze._recurrence import rows
 from lstm_freeze._recurrence.rows import (
     Run,
     blocks_of,
@@ -29,17 +30,19 @@ def packed_of(lengths):
     return pack_sequence(sequences, enforce_sorted=False)
 
 
-@given(lengths)
+@given(lengths, st.sampled_from([0, rows._FEW_ROWS]))
 @settings(deadline=None)
-def test_reverse_rows_turn_every_sequence_round(lengths):
+def test_reverse_rows_turn_every_sequence_round(lengths, few):
     packed = packed_of(lengths)
-    rows = packed_rows(packed, both_directions=True, traced=False)
-    turned = packed._replace(data=flipped(rows.data, rows.reverse))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "_FEW_ROWS", few)
+        reverse = packed_rows(packed, both_directions=True, traced=False).reverse
+    turned = packed._replace(data=flipped(packed.data, reverse))
     padded, found = pad_packed_sequence(turned, batch_first=True)
     assert found.tolist() == lengths
     for b, n in enumerate(lengths):
         assert (padded[b, :n, 0] == 100 * b + torch.arange(n).flip(0)).all()
-    assert torch.equal(flipped(turned.data, rows.reverse), packed.data)
+    assert torch.equal(flipped(turned.data, reverse), packed.data)
 
 
 @given(lengths)

@@ -6,11 +6,16 @@ The internal form is time-major rows. Dense input is (T, B, I). Packed input kee
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+
+# Up to so many packed rows, Python finds their order sooner than torch's operations can be called.
+_FEW_ROWS = 256
 
 
 class Rows(NamedTuple):
@@ -217,6 +222,8 @@ def reverse_rows(data: Tensor, batch_sizes: Tensor) -> Tensor:
 
 def _reverse_rows(data: Tensor, batch_sizes: Tensor) -> Tensor:
     rows, host = data.shape[0], batch_sizes.device
+    if rows <= _FEW_ROWS:
+        return moved(torch.tensor(_reverse_of_few(batch_sizes.tolist()), device=host), data.device)
     steps = torch.arange(len(batch_sizes), device=host)
     starts = batch_sizes.cumsum(0) - batch_sizes
     step = torch.repeat_interleave(steps, batch_sizes, output_size=rows)
@@ -224,6 +231,17 @@ def _reverse_rows(data: Tensor, batch_sizes: Tensor) -> Tensor:
     last = torch.zeros(int(batch_sizes[0]), dtype=torch.long, device=host)
     last.scatter_reduce_(0, sequence, step, "amax")
     return moved(starts[last[sequence] - step] + sequence, data.device)
+
+
+def _reverse_of_few(sizes: Sequence[int]) -> list[int]:
+    starts, last = list(accumulate(sizes, initial=0)), [0] * sizes[0]
+    for step, size in enumerate(sizes):
+        last[:size] = [step] * size
+    return [
+        starts[last[sequence] - step] + sequence
+        for step, size in enumerate(sizes)
+        for sequence in range(size)
+    ]
 
 
 @reverse_rows.register_fake
