@@ -153,7 +153,7 @@ def ratios_of(times: Times) -> dict[str, Any]:
 
 
 def peak_megabytes(shape: Shape, way: str) -> float | None:
-    """The peak of one step above what was resident before, in a process of its own."""
+    """The peak of steps above what was resident before, in a process of its own."""
     if not PeakMemory.available():
         return None
     threads = str(torch.get_num_threads())
@@ -163,11 +163,15 @@ def peak_megabytes(shape: Shape, way: str) -> float | None:
 
 
 def print_peak(threads: str, way: str, *sizes: str) -> None:
-    """Measure the second step: the first makes what the optimizer keeps."""
+    """Measure two steps, after a small one that loads the libraries.
+
+    The first makes what the optimizer keeps, and the memory that BiLSTM keeps for the second.
+    """
     torch.set_num_threads(int(threads))
+    Stepper(QUICK_SHAPES[0], way).timed()
     stepper = Stepper(Shape(*map(int, sizes)), way)
-    stepper.timed()
     peak = PeakMemory()
+    stepper.timed()
     stepper.timed()
     print(peak.megabytes())
 

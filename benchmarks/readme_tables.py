@@ -198,6 +198,35 @@ def cuda_tables(results: dict[str, Any] | None) -> str:
     return speed_tables(results)
 
 
+def lora_tables(results: dict[str, Any]) -> str:
+    """What LoRA costs beside training everything and the biases only."""
+    rows = results["rows"]
+    ways = list(rows[0]["ms"])
+    ratios = [
+        f"{row['lora_over_biases'][form]['median']:.2f}"
+        for row in rows
+        for form in ("dense", "packed")
+    ]
+    lines = [
+        [
+            ", ".join(map(str, row["shape"])),
+            " / ".join(f"{row['ms'][way]:.0f}" for way in ways),
+            *ratios[2 * k : 2 * k + 2],
+            " / ".join("" if (mb := row["peak_mb"][way]) is None else f"{mb:.0f}" for way in ways),
+            " / ".join(f"{row['optimizer_mb'][way]:.2f}" for way in ways),
+        ]
+        for k, row in enumerate(rows)
+    ]
+    each = " / ".join(ways)
+    header = ["B, T, I, H, L", "ms a step", "LoRA / biases, dense", "packed", "peak MB"]
+    return "\n\n".join(
+        [
+            f"Each cell with three numbers: {each}. {in_words(results['machine'])}.",
+            _markdown([*header, "AdamW keeps, MB"], lines),
+        ]
+    )
+
+
 Page = tuple[tuple[str, str, Callable[[Any], str]], ...]
 """What a page has between markers: the name of the marker, the saved results, and the tables."""
 
@@ -213,6 +242,7 @@ PAGES: dict[Path, Page] = {
         ("others", "others.json", others_table),
         ("cuda", "cuda/speed.json", cuda_tables),
     ),
+    DOCS / "between.md": (("lora", "between.json", lora_tables),),
     DOCS / "distributed.md": (
         ("peers", "peers.json", peer_table),
         ("communication", "communication.json", communication_table),
