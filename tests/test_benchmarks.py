@@ -525,6 +525,14 @@ def test_files_of_fine_tunings_are_as_the_guide_says():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.skipif(not between.PeakMemory.available(), reason="the system does not tell")
+def test_the_peak_of_a_step_has_what_the_backward_pass_needs():
+    shape = between.Shape(16, 200, 64, 64, 2)
+    gates = 4 * shape.T * shape.B * 4 * shape.H * 2 * shape.L  # bytes, of both directions
+    assert between.peak_megabytes(shape, between.FULL) > gates / 1e6
+
+
 def test_between_measures_every_way(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(between, "SCRATCH", tmp_path)
     assert between.main(["--quick"]) == 0

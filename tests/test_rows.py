@@ -98,6 +98,13 @@ def test_one_direction_needs_no_reverse_order():
     )
 
 
+@pytest.mark.parametrize("few", [0, rows._FEW_ROWS])
+def test_the_order_of_no_rows_is_one_of_integers(monkeypatch, few):
+    monkeypatch.setattr(rows, "_FEW_ROWS", few)
+    order = reverse_rows(torch.zeros(0, 1), torch.tensor([0]))
+    assert (order.shape, order.dtype) == ((0,), torch.long)
+
+
 def test_unpermuted_picks_sequences():
     h, c = torch.arange(6.0).view(1, 3, 2), torch.arange(3.0).view(1, 3, 1)
     order = torch.tensor([2, 0, 1])

@@ -223,7 +223,8 @@ def reverse_rows(data: Tensor, batch_sizes: Tensor) -> Tensor:
 def _reverse_rows(data: Tensor, batch_sizes: Tensor) -> Tensor:
     rows, host = data.shape[0], batch_sizes.device
     if rows <= _FEW_ROWS:
-        return moved(torch.tensor(_reverse_of_few(batch_sizes.tolist()), device=host), data.device)
+        few = torch.tensor(_reverse_of_few(batch_sizes.tolist()), dtype=torch.long, device=host)
+        return moved(few, data.device)
     steps = torch.arange(len(batch_sizes), device=host)
     starts = batch_sizes.cumsum(0) - batch_sizes
     step = torch.repeat_interleave(steps, batch_sizes, output_size=rows)
