@@ -17,9 +17,9 @@ from _loops import LOOPS, on_loop
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from lstm_freeze import BiLSTM
-from lstm_freeze._recurrence import loop_native
+from lstm_freeze._recurrence.native import extension
 
-USABLE = LOOPS if loop_native._extension is not None else LOOPS[:1]
+USABLE = LOOPS if extension.built is not None else LOOPS[:1]
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.complex64)
 

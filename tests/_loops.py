@@ -4,20 +4,20 @@ from contextlib import contextmanager
 
 import pytest
 
-from lstm_freeze._recurrence import loop_native, small
+from lstm_freeze._recurrence.native import extension, small
 
 # Torch's operations, the extension's time loop, and for small layers one call of the extension.
 LOOPS = ("torch", "native", "small")
-LEVELS = () if loop_native._extension is None else loop_native._extension.levels()
+LEVELS = () if extension.built is None else extension.built.levels()
 
 
 @contextmanager
 def on_loop(name):
     """Computes float32 layers on the CPU in this way, which for larger ones is "native"."""
-    if name != "torch" and loop_native._extension is None:
+    if name != "torch" and extension.built is None:
         pytest.skip("the extension is not built here")
     most = small._MOST_NUMBERS
-    with loop_native.switched(name != "torch"):
+    with extension.switched(name != "torch"):
         try:
             small._MOST_NUMBERS = most if name == "small" else 0
             yield

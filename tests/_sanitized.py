@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTENSIONS = ("lstm_freeze/_recurrence/_timeloop.c", "lstm_freeze/_hashing/_words.c")
+EXTENSIONS = ("lstm_freeze/_recurrence/native/_timeloop.c", "lstm_freeze/_hashing/_words.c")
 FLAGS = (
     *("-shared", "-fPIC", "-O1", "-g", "-fno-omit-frame-pointer", "-ffp-contract=off"),
     *("-fno-wrapv", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
@@ -24,7 +24,7 @@ FLAGS = (
 # A product's panels are written to memory that is one number too short: this must be reported.
 FAULT = """
 import struct, torch
-from lstm_freeze._recurrence import _timeloop
+from lstm_freeze._recurrence.native import _timeloop
 weight = torch.zeros(64, 64)
 short = torch.zeros(64 * 64 - 1)
 numbers = (1, 64, 64, 64, 1, weight.data_ptr(), short.data_ptr())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from _loops import LEVELS
 
-from lstm_freeze._recurrence import loop_native, small
+from lstm_freeze._recurrence.native import extension, small
 
 # A process of their own: test_accelerator.py.
 collect_ignore = [] if "LSTM_FREEZE_DEVICE" in os.environ else ["on_device"]
@@ -25,9 +25,9 @@ def with_and_without_small_layers(request, monkeypatch):
 @pytest.fixture(params=LEVELS)
 def level(request):
     """Each instruction set of the extension that this processor has, in use."""
-    before = loop_native._extension.use(request.param)
+    before = extension.built.use(request.param)
     yield request.param
-    loop_native._extension.use(before)
+    extension.built.use(before)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 
 from lstm_freeze import BiLSTM, release_memory, show_config
 from lstm_freeze._hashing import word_sums
-from lstm_freeze._recurrence import loop_native
+from lstm_freeze._recurrence.native import extension
 
 
 def lines():
@@ -17,7 +17,7 @@ def lines():
 
 def test_what_is_in_use():
     found = lines()
-    assert found["BiLSTM on the CPU, float32"] == loop_native.which_loop()
+    assert found["BiLSTM on the CPU, float32"] == extension.which_loop()
     assert found["its large matrix products"].removeprefix("made by ") in ("the extension", "torch")
     assert found["threads"] == str(torch.get_num_threads())
     assert torch.__version__ in found["torch"]
@@ -30,14 +30,14 @@ def test_why_something_is_not_in_use(monkeypatch):
     assert lines()["fingerprints on the CPU"].startswith("torch (the extension is not built")
     monkeypatch.setattr(word_sums, "_extension", types.SimpleNamespace())
     assert lines()["fingerprints on the CPU"] == "native"
-    with loop_native.switched(False):
+    with extension.switched(False):
         assert lines()["BiLSTM on the CPU, float32"].startswith("torch (")
         assert lines()["its large matrix products"] == "made by torch"
-    monkeypatch.setattr(loop_native, "_extension", None)
+    monkeypatch.setattr(extension, "built", None)
     assert "is not built" in lines()["BiLSTM on the CPU, float32"]
 
 
-@pytest.mark.skipif("native" not in loop_native.which_loop(), reason="there is no such memory")
+@pytest.mark.skipif("native" not in extension.which_loop(), reason="there is no such memory")
 def test_memory_that_waits():
     BiLSTM(64, 64)(torch.randn(64, 64, 64))
     assert lines()["memory kept for the next call"] != "0 MiB"

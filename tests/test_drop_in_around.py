@@ -29,7 +29,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lstm_freeze import BiLSTM
-from lstm_freeze._recurrence import small
+from lstm_freeze._recurrence.native import small
 
 WIDE = {"num_layers": 2, "bidirectional": True}
 CASE = Case(2, True, True, False, 0, torch.float32, "dense", False)

@@ -8,7 +8,7 @@ from _models import Tagger
 from torch import nn
 
 from lstm_freeze import BiLSTM, fingerprints
-from lstm_freeze._recurrence import loop_native
+from lstm_freeze._recurrence.native import extension
 
 # A promise to files that exist: a change here makes them unreadable.
 PROMISED = {
@@ -103,9 +103,9 @@ def test_names_are_those_of_the_state_dict_without_wrappers():
 def test_what_computes_does_not_matter(native):
     lstm = BiLSTM(4, 8)
     before = fingerprints(lstm)
-    if native and loop_native._extension is None:
+    if native and extension.built is None:
         pytest.skip("no extension")
-    with loop_native.switched(native):
+    with extension.switched(native):
         assert fingerprints(lstm) == before
 
 

@@ -13,15 +13,16 @@ from _loops import LEVELS
 from torch.nn.utils.rnn import PackedSequence
 
 from lstm_freeze import BiLSTM
-from lstm_freeze._recurrence import cell, loop_native, memory, small
+from lstm_freeze._recurrence import cell
 from lstm_freeze._recurrence.equations import equations
+from lstm_freeze._recurrence.native import extension, loop, memory, small
 from lstm_freeze._recurrence.rows import last_rows, runs_of
 from lstm_freeze._recurrence.weights import Gradients, State, Weights
 
-built = pytest.mark.skipif(loop_native._extension is None, reason="the extension is not built here")
+built = pytest.mark.skipif(extension.built is None, reason="the extension is not built here")
 MAGNITUDES = (float("inf"), 0.0, 1e-45, 1e-40, 1e-30, 1e-4, 0.3, 17.4, 88.3, 103.0, 105.0, 3e38)
 SPECIAL = torch.tensor([float("nan"), *(sign * x for x in MAGNITUDES for sign in (1, -1))])
-NOT_BUILT = "torch (the extension lstm_freeze._recurrence._timeloop is not built)"
+NOT_BUILT = "torch (the extension lstm_freeze._recurrence.native._timeloop is not built)"
 OFF = "torch (the native loop is switched off)"
 SIZES = torch.tensor([60, 60, 55, 54, 6, 5, 1])  # sequences still running at each step
 
@@ -75,7 +76,7 @@ def walk(weights, inputs, sizes=SIZES, keep=True, empty=torch.empty):
     )
     state.hidden[:, :batch], state.cells[:, :batch] = h0, c0
     given, runs = time_steps(N, sizes)
-    loop_native.NativeForward(weights, state, batch, given, keep).run(runs, 0)
+    loop.NativeForward(weights, state, batch, given, keep).run(runs, 0)
     return state
 
 
@@ -86,7 +87,7 @@ def walk_back(weights, state, gradients, sizes=SIZES, active=None, empty=torch.e
     found = Gradients(dh, dh_n, dc, empty(state.gates.shape).fill_(9.0))
     given, runs = time_steps(state.gates.shape[1], sizes)
     active = active or range(len(weights))
-    loop_native.walk_back(weights, state, batch, given, found, active, [runs])
+    loop.walk_back(weights, state, batch, given, found, active, [runs])
     return found
 
 
@@ -199,7 +200,7 @@ def test_blocks_of_packed_rows_begin_where_the_last_one_ended(monkeypatch, rows,
     """A block may begin with fewer sequences than the step before it had."""
     lstm = BiLSTM(4, 9)
     data = PackedSequence(torch.randn(int(SIZES.sum()), 4), SIZES)
-    with torch.set_grad_enabled(keep), loop_native.switched(True):
+    with torch.set_grad_enabled(keep), extension.switched(True):
         expected = lstm(data)
         monkeypatch.setattr("lstm_freeze._recurrence.layer._BLOCK_BYTES", rows * 2 * 4 * 9 * 4)
         found = lstm(data)
@@ -335,9 +336,9 @@ def test_levels_with_fused_multiply_add_agree_in_bits_and_others_to_rounding():
     args = operands(45)
     results = {}
     for name in LEVELS:
-        before = loop_native._extension.use(name)
+        before = extension.built.use(name)
         results[name] = everything(*args)
-        loop_native._extension.use(before)
+        extension.built.use(before)
     for name, result in results.items():
         for got, same in zip(result, results[LEVELS[-1]], strict=True):
             torch.testing.assert_close(got, same, rtol=5e-6, atol=5e-6)
@@ -375,7 +376,7 @@ def test_an_operand_that_does_not_fit_is_refused(name, wrong, must):
     runs = runs_of(1, 3, None)
     changed = state._replace(**{name: wrong})
     with pytest.raises(ValueError, match=f"`{name}` must be {must}"):
-        loop_native.NativeForward(weights, changed, 3, None, True).run(runs, 0)
+        loop.NativeForward(weights, changed, 3, None, True).run(runs, 0)
 
 
 @pytest.mark.parametrize("sizes", [[2, 3], [3, 2, -1, 1], [1, 4]])
@@ -445,14 +446,14 @@ def test_steps_at_the_end_that_no_sequence_has_are_taken(bidirectional):
 
 @built
 def test_the_extension_has_the_gates_of_the_cell():
-    assert len(cell.GATES) == loop_native._timeloop.GATES == 4
+    assert len(cell.GATES) == extension._timeloop.GATES == 4
 
 
 @built
 def test_the_extension_refuses_calls_it_cannot_read():
-    loop = loop_native._extension
+    native = extension.built
     job = struct.pack("=17q", *[0] * 17)
-    for call in (loop.pack, loop.forward, loop.backward):
+    for call in (native.pack, native.forward, native.backward, native.factors):
         with pytest.raises(TypeError, match="expected 3 arguments, got 2"):
             call(1, job)
         with pytest.raises(ValueError, match=r"expected a job of \d+ bytes, got 136"):
@@ -462,16 +463,16 @@ def test_the_extension_refuses_calls_it_cannot_read():
         with pytest.raises(TypeError, match="int"):
             call("1", job, None)
     with pytest.raises(ValueError, match="this processor has no level 'mmx'"):
-        loop.use("mmx")
+        native.use("mmx")
     with pytest.raises(TypeError, match="the level must be a string"):
-        loop.use(3)
+        native.use(3)
 
 
 @built
 def test_it_runs_on_as_many_threads_as_torch(threads, monkeypatch):
     monkeypatch.setattr(small, "_MOST_NUMBERS", 0)
     asked = []
-    real = loop_native._extension
+    real = extension.built
 
     class Spy:
         def __getattr__(self, name):
@@ -481,12 +482,12 @@ def test_it_runs_on_as_many_threads_as_torch(threads, monkeypatch):
 
             return call if name in ("forward", "backward") else getattr(real, name)
 
-    monkeypatch.setattr(loop_native, "_timeloop", Spy())
+    monkeypatch.setattr(extension, "_timeloop", Spy())
     lstm = BiLSTM(4, 5)
     for count in (1, 3):
         threads(count)
         asked.clear()
-        with loop_native.switched(True):
+        with extension.switched(True):
             lstm(torch.randn(6, 3, 4))[0].sum().backward()
         assert asked == [("forward", count), ("backward", count)]
 
@@ -497,9 +498,9 @@ def test_a_forked_child_does_not_wait_for_its_parents_threads():
     code = """
 import os, sys, torch
 from lstm_freeze import BiLSTM
-from lstm_freeze._recurrence import loop_native
+from lstm_freeze._recurrence.native import extension
 torch.set_num_threads(2)
-loop_native.enable(True)
+extension.enable(True)
 lstm, x = BiLSTM(2, 3), torch.randn(4, 3, 2)
 with torch.no_grad():
     expected = lstm(x)[0]
@@ -518,7 +519,7 @@ def test_many_threads_may_call_it_at_once():
 
     lstm = BiLSTM(8, 40)
     inputs = [torch.randn(30, b, 8) for b in range(1, 9)]
-    with loop_native.switched(True), torch.no_grad():
+    with extension.switched(True), torch.no_grad():
         expected = [lstm(x)[0] for x in inputs]
         with ThreadPoolExecutor(4) as pool:
             for _ in range(5):
@@ -529,36 +530,34 @@ def test_many_threads_may_call_it_at_once():
 @built
 def test_the_switch():
     tensor = torch.zeros(1)
-    with loop_native.switched(True):
-        assert loop_native.applies(tensor)
-        assert not loop_native.applies(tensor.double())
-        assert not loop_native.applies(tensor.to("meta"))
-        assert loop_native.which_loop() == f"native ({LEVELS[-1]})"
-        with loop_native.switched(False):
-            assert not loop_native.applies(tensor)
-            assert loop_native.which_loop() == OFF
-        assert loop_native.applies(tensor)
-        assert loop_native.enable(False) is True
-        assert loop_native.enable(True) is False
+    with extension.switched(True):
+        assert extension.applies(tensor)
+        assert not extension.applies(tensor.double())
+        assert not extension.applies(tensor.to("meta"))
+        assert extension.which_loop() == f"native ({LEVELS[-1]})"
+        with extension.switched(False):
+            assert not extension.applies(tensor)
+            assert extension.which_loop() == OFF
+        assert extension.applies(tensor)
+        assert extension.enable(False) is True
+        assert extension.enable(True) is False
 
 
 def test_a_processor_without_avx2_says_so(monkeypatch):
-    monkeypatch.setattr(
-        loop_native, "_extension", types.SimpleNamespace(levels=lambda: ("baseline",))
-    )
-    monkeypatch.setattr(loop_native, "_enabled", False)
-    assert loop_native.which_loop().startswith("torch (no AVX2 here; LSTM_FREEZE_NATIVE=1")
+    monkeypatch.setattr(extension, "built", types.SimpleNamespace(levels=lambda: ("baseline",)))
+    monkeypatch.setattr(extension, "_enabled", False)
+    assert extension.which_loop().startswith("torch (no AVX2 here; LSTM_FREEZE_NATIVE=1")
 
 
 def test_without_the_extension_torch_serves(monkeypatch):
-    monkeypatch.setattr(loop_native, "_extension", None)
-    monkeypatch.setattr(loop_native, "_enabled", False)
-    assert loop_native.which_loop() == NOT_BUILT
-    assert not loop_native.applies(torch.zeros(1))
-    assert loop_native.enable(False) is False
-    said = r"extension lstm_freeze\._recurrence\._timeloop was not built .* install a C compiler"
+    monkeypatch.setattr(extension, "built", None)
+    monkeypatch.setattr(extension, "_enabled", False)
+    assert extension.which_loop() == NOT_BUILT
+    assert not extension.applies(torch.zeros(1))
+    assert extension.enable(False) is False
+    said = r"extension lstm_freeze\..*\._timeloop was not built .* install a C compiler"
     with pytest.raises(RuntimeError, match=said):
-        loop_native.enable(True)
+        extension.enable(True)
 
 
 @built
@@ -576,7 +575,7 @@ def test_gradients_may_come_in_any_layout(loss):
     lstm, x = BiLSTM(4, 5), torch.randn(6, 3, 4)
     found = {}
     for native in (True, False):
-        with loop_native.switched(native):
+        with extension.switched(native):
             output, (h, c) = lstm(x)
             total = loss(output) + loss(h) + loss(c)
             found[native] = torch.autograd.grad(total, list(lstm.parameters()))
@@ -592,16 +591,16 @@ def imported_anew(monkeypatch):
     # The source that is run chooses the memory, too.
     monkeypatch.setattr(memory, "_blocks", memory._blocks)
 
-    def run(setting=None, extension=None):
+    def run(setting=None, left=None):
         if setting is None:
             monkeypatch.delenv("LSTM_FREEZE_NATIVE", raising=False)
         else:
             monkeypatch.setenv("LSTM_FREEZE_NATIVE", setting)
-        if extension is not None:
-            monkeypatch.delattr("lstm_freeze._recurrence._timeloop", raising=False)
-            monkeypatch.setitem(sys.modules, "lstm_freeze._recurrence._timeloop", *extension)
+        if left is not None:
+            monkeypatch.delattr("lstm_freeze._recurrence.native._timeloop", raising=False)
+            monkeypatch.setitem(sys.modules, "lstm_freeze._recurrence.native._timeloop", *left)
         spec = importlib.util.spec_from_file_location(
-            "lstm_freeze._recurrence.loop_native_anew", loop_native.__file__
+            "lstm_freeze._recurrence.native.extension_anew", extension.__file__
         )
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -629,8 +628,8 @@ def test_the_environment_switches_it(imported_anew, setting):
     ],
 )
 def test_where_it_was_not_measured_it_must_be_asked_for(levels, setting, on):
-    extension = types.SimpleNamespace(levels=lambda: levels)
-    assert loop_native._wanted(setting, extension) is on
+    module = types.SimpleNamespace(levels=lambda: levels)
+    assert extension._wanted(setting, module) is on
 
 
 def test_the_environment_is_refused_where_it_says_neither(imported_anew):
@@ -638,16 +637,16 @@ def test_the_environment_is_refused_where_it_says_neither(imported_anew):
         imported_anew("no")
 
 
-@pytest.mark.parametrize("extension", [None, types.SimpleNamespace(INTERFACE=0)])
-def test_an_extension_absent_or_of_another_version_is_not_used(imported_anew, extension):
-    module = imported_anew(extension=[extension])
+@pytest.mark.parametrize("left", [None, types.SimpleNamespace(INTERFACE=0)])
+def test_an_extension_absent_or_of_another_version_is_not_used(imported_anew, left):
+    module = imported_anew(left=[left])
     assert module.which_loop() == NOT_BUILT
     assert not module.applies(torch.zeros(1))
 
 
-@pytest.mark.parametrize("extension", [None, types.SimpleNamespace(INTERFACE=0)])
-def test_asking_for_an_extension_that_is_not_there_warns(imported_anew, extension):
+@pytest.mark.parametrize("left", [None, types.SimpleNamespace(INTERFACE=0)])
+def test_asking_for_an_extension_that_is_not_there_warns(imported_anew, left):
     remedy = "LSTM_FREEZE_NATIVE=1 .* was not built .* install a C compiler"
     with pytest.warns(RuntimeWarning, match=remedy):
-        module = imported_anew("1", extension=[extension])
+        module = imported_anew("1", left=[left])
     assert not module.applies(torch.zeros(1))

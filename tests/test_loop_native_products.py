@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lstm_freeze import BiLSTM
-from lstm_freeze._recurrence import loop_native
+from lstm_freeze._recurrence.native import extension, loop, products
 
 # Rows, depth and columns: less than a tile, a panel or a block, whole ones, and some more.
 SIZES = [(3, 1, 1), (5, 3, 17), (48, 64, 64), (49, 321, 33), (100, 700, 203), (7, 640, 130)]
@@ -14,9 +14,9 @@ SIZES = [(3, 1, 1), (5, 3, 17), (48, 64, 64), (49, 321, 33), (100, 700, 203), (7
 
 @pytest.fixture(autouse=True)
 def on_each_level(level, monkeypatch):
-    monkeypatch.setattr(loop_native, "_FEWEST_MULTIPLICATIONS", 0)
-    monkeypatch.setattr(loop_native, "_own_products", True)
-    with loop_native.switched(True):
+    monkeypatch.setattr(products, "_FEWEST_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(products, "_own_products", True)
+    with extension.switched(True):
         yield
 
 
@@ -30,7 +30,7 @@ def multiplied(left, matrix):
     """left @ matrix, with numbers around the output that must not change."""
     M, N = left.shape[0], matrix.shape[1]
     around = torch.full((M + 2, N), float("nan"))
-    loop_native.multiply(left, loop_native.right(matrix, M), around[1 : M + 1])
+    products.multiply(left, products.right(matrix, M), around[1 : M + 1])
     assert around[0].isnan().all()
     assert around[-1].isnan().all()
     return around[1 : M + 1]
@@ -66,30 +66,30 @@ def test_what_is_not_finite_spoils_its_own_row_and_column_only():
 
 
 def test_an_output_that_does_not_fit_is_refused():
-    by = loop_native.right(random(4, 5), 6)
+    by = products.right(random(4, 5), 6)
     with pytest.raises(ValueError, match=r"`out` must be \(6, 5\), contiguous; got"):
-        loop_native.multiply(random(6, 4), by, torch.empty(5, 6).t())
+        products.multiply(random(6, 4), by, torch.empty(5, 6).t())
     with pytest.raises(ValueError, match=r"`left` must be \(6, 4\), all of it in memory; got"):
-        loop_native.multiply(random(6, 3), by, torch.empty(6, 5))
+        products.multiply(random(6, 3), by, torch.empty(6, 5))
     with pytest.raises(ValueError, match=r"`out` must be float32 on the CPU; got torch\.float64"):
-        loop_native.multiply(random(6, 4), by, torch.empty(6, 5, dtype=torch.float64))
+        products.multiply(random(6, 4), by, torch.empty(6, 5, dtype=torch.float64))
 
 
 def test_torch_makes_the_products_where_it_is_faster(monkeypatch):
     def others(is_intel, has_mkl):
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: has_mkl)
-        return loop_native._makes_products(SimpleNamespace(IS_INTEL=is_intel))
+        return products._makes_products(SimpleNamespace(IS_INTEL=is_intel))
 
     assert not others(1, True)
     assert others(0, True)
     assert others(1, False)
-    assert not loop_native._makes_products(None)
-    monkeypatch.setattr(loop_native, "_own_products", False)
-    assert loop_native.right(random(40, 40), 40).panels is None
+    assert not products._makes_products(None)
+    monkeypatch.setattr(products, "_own_products", False)
+    assert products.right(random(40, 40), 40).panels is None
     torch.manual_seed(0)
     lstm, data = BiLSTM(8, 24, num_layers=2), torch.randn(5, 50, 8)
     theirs = lstm(data)[0]
-    monkeypatch.setattr(loop_native, "_own_products", True)
+    monkeypatch.setattr(products, "_own_products", True)
     torch.testing.assert_close(lstm(data)[0], theirs)
 
 
@@ -111,7 +111,7 @@ def test_where_the_input_is_multiplied_changes_no_bit(monkeypatch, packed, batch
     pack = torch.nn.utils.rnn.pack_padded_sequence
     results = []
     for rows in (1, 10**6):  # within the loop, and before it
-        monkeypatch.setattr(loop_native, "_ROWS_OF_A_STEP", rows)
+        monkeypatch.setattr(loop, "_ROWS_OF_A_STEP", rows)
         for keep in (True, False):
             with torch.set_grad_enabled(keep):
                 output, (h, c) = lstm(pack(data, lengths) if packed else data)

@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 from lstm_freeze import BiLSTM, freeze, release_memory
-from lstm_freeze._recurrence import loop_native, memory, small
+from lstm_freeze._recurrence.native import extension, memory, small
 
 MEGABYTE = 2**20
 LIKE = torch.empty(0)
@@ -22,9 +22,9 @@ LIKE = torch.empty(0)
 
 @pytest.fixture(autouse=True)
 def nothing_waits(monkeypatch):
-    if loop_native._extension is None:
+    if extension.built is None:
         pytest.skip("the extension is not built here")
-    monkeypatch.setattr(memory, "_blocks", loop_native._extension)
+    monkeypatch.setattr(memory, "_blocks", extension.built)
     monkeypatch.setattr(small, "_MOST_NUMBERS", 0)  # small layers take memory of the C library
     gc.collect()
     release_memory()
@@ -215,7 +215,7 @@ def test_no_more_memory_is_torchs_error():
         memory.empty(LIKE, 2**50)
     assert memory.waiting_memory() == 0
     with pytest.raises(ValueError, match="a number of floats of 4 or 8 bytes"):
-        loop_native._extension.lend(2**61, 4)
+        extension.built.lend(2**61, 4)
 
 
 def test_release_memory_gives_back_what_waits():
@@ -227,7 +227,7 @@ def test_release_memory_gives_back_what_waits():
 
 
 def test_a_capsule_that_nobody_takes_comes_back():
-    capsule = loop_native._extension.lend(MEGABYTE, 4)
+    capsule = extension.built.lend(MEGABYTE, 4)
     assert memory.waiting_memory() == 0
     del capsule
     assert memory.waiting_memory() == 5 * MEGABYTE

@@ -183,7 +183,7 @@ def test_wheel_holds_the_extensions_where_they_can_be_compiled(wheel):
     if shutil.which(compiler) and headers.exists():
         assert sorted(name.split(".")[0] for name in extensions) == [
             "lstm_freeze/_hashing/_words",
-            "lstm_freeze/_recurrence/_timeloop",
+            "lstm_freeze/_recurrence/native/_timeloop",
         ]
     else:
         assert not extensions
@@ -200,7 +200,7 @@ def test_without_a_compiler_the_package_installs_and_works(wheel, tmp_path, monk
     assert not list((target / "lstm_freeze").rglob("*.so"))
     report = "import lstm_freeze; print(lstm_freeze.show_config())"
     answer = run(sys.executable, "-c", SMOKE + report, str(target), cwd=tmp_path)
-    assert "torch (the extension lstm_freeze._recurrence._timeloop is not built)\n" in answer
+    assert "torch (the extension lstm_freeze._recurrence.native._timeloop is not built)\n" in answer
     assert "fingerprints on the CPU: torch (the extension is not built" in answer
 
 

@@ -8,20 +8,20 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from lstm_freeze import BiLSTM, add_lora
-from lstm_freeze._recurrence import loop_native, small
 from lstm_freeze._recurrence.equations import equations
 from lstm_freeze._recurrence.layer import backward, forward
+from lstm_freeze._recurrence.native import extension, small
 from lstm_freeze._recurrence.rows import reverse_rows
 from lstm_freeze._recurrence.weights import Inputs, Wanted, Weights
 
-pytestmark = pytest.mark.skipif(loop_native._extension is None, reason="needs the extension")
+pytestmark = pytest.mark.skipif(extension.built is None, reason="needs the extension")
 
 SIZES = torch.tensor([4, 4, 3, 1, 1])
 
 
 @pytest.fixture(autouse=True)
 def native():
-    with loop_native.switched(True):
+    with extension.switched(True):
         yield
 
 
@@ -156,7 +156,7 @@ def test_which_layers_are_small():
     assert not applies(1, 1, 1024, 1024)
     assert not applies(100, 32, 64, 64)
     assert not applies(5, 4, 8, 8, dtype=torch.float64)
-    with loop_native.switched(False):
+    with extension.switched(False):
         assert not applies(5, 4, 8, 8)
 
 
@@ -185,7 +185,7 @@ def test_factors_are_trained_through_it():
     lstm(x)[0].square().sum().backward()
     found = {name: p.grad for name, p in lstm.named_parameters() if p.requires_grad}
     lstm.zero_grad()
-    with loop_native.switched(False):
+    with extension.switched(False):
         lstm(x)[0].square().sum().backward()
     for name, parameter in lstm.named_parameters():
         if parameter.requires_grad:

@@ -78,7 +78,9 @@ def test_at_import(tmp_path):
     """LSTM_FREEZE_NATIVE=1 without the extension blames the line that imports the package."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nsys.modules['lstm_freeze._recurrence._timeloop'] = None\nimport lstm_freeze\n"
+        "import sys\n"
+        "sys.modules['lstm_freeze._recurrence.native._timeloop'] = None\n"
+        "import lstm_freeze\n"
     )
     run = subprocess.run(
         [sys.executable, str(script)],

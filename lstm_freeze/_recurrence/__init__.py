@@ -3,10 +3,10 @@
 from .agreement import check_is_there as check_is_there
 from .agreement import check_steps as check_steps
 from .cell import parameter_shapes as parameter_shapes
-from .loop_native import which_loop as which_loop
-from .loop_native import which_products as which_products
-from .memory import release_memory as release_memory
-from .memory import waiting_memory as waiting_memory
+from .native import release_memory as release_memory
+from .native import waiting_memory as waiting_memory
+from .native import which_loop as which_loop
+from .native import which_products as which_products
 from .operator import run_layer as run_layer
 from .rows import Rows as Rows
 from .rows import check_packed as check_packed

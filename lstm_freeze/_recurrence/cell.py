@@ -1,6 +1,6 @@
 """The LSTM cell: its gates, one step of it, and the shapes that follow from them.
 
-Its derivative and the loops over time are in `loop_torch` and, in C, behind `loop_native`.
+Its derivative and the loops over time are in `loop_torch` and, in C, behind `native/loop`.
 """
 
 from __future__ import annotations

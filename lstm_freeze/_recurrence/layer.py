@@ -2,7 +2,7 @@
 
 Before the time loop, one product per time block makes the input projection. After the loop of the
 backward pass, one product each makes the gradients of weights and input. The loop is that of
-`loop_native` where it applies, else of `loop_torch`.
+`native` where it applies, else of `loop_torch`.
 
 Shapes: T time, B batch, N rows (T * B, or fewer when packed), I input size, H hidden size,
 P projected size (H without projection), D directions.
@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import factors, loop_native, loop_torch, memory, small
+from . import factors, loop_torch
 from .cell import gate_views, gates_size
+from .native import extension, loop, memory, products, small
 from .rows import Run, blocks_of, bounds, last_rows, previous_rows, runs_of
 from .weights import Gradients, Inputs, State, Wanted, Weights
 
@@ -52,9 +53,9 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State |
     N = rows.shape[0]
     back = _backwards(data, reverse)
     sides = [rows, _picked(data, back).flatten(0, -2)] if D == 2 else [rows]
-    native = loop_native.applies(data)
+    native = extension.applies(data)
     # Whether the loop computes the input's part of the gates, so that nothing is done in blocks.
-    whole = native and loop_native.computes_input(directions, N, inputs.steps)
+    whole = native and loop.computes_input(directions, N, inputs.steps)
     if whole:
         blocks = [runs_of(inputs.steps, batch, batch_sizes)]
         gates_rows = N if keep else 0
@@ -67,14 +68,14 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State |
     cells = memory.empty(data, D, batch + (N if keep else 1), H)
     cells[:, :batch] = 0 if c0 is None else c0
     state = State(gates, hidden, cells)
-    loop: loop_native.NativeForward | loop_torch.TorchForward
+    walk: loop.NativeForward | loop_torch.TorchForward
     if native:
-        loop = loop_native.NativeForward(directions, state, batch, batch_sizes, keep)
+        walk = loop.NativeForward(directions, state, batch, batch_sizes, keep)
         if whole:
-            loop.read(sides, [w.weight_ih for w in directions])
+            walk.read(sides, [w.weight_ih for w in directions])
     else:
-        loop = loop_torch.TorchForward(directions, state, batch, batch_sizes, keep)
-    weights = [] if whole else [loop_native.right(w.weight_ih.t(), N) for w in directions]
+        walk = loop_torch.TorchForward(directions, state, batch, batch_sizes, keep)
+    weights = [] if whole else [products.right(w.weight_ih.t(), N) for w in directions]
     biases = [None if native else w.added_biases() for w in directions]
     for block in blocks:
         first, last = bounds(block)
@@ -82,10 +83,10 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor, State |
         for side, bias, weight, gates_of in zip(sides, biases, weights, gates, strict=False):
             rows, part = side[first:last], gates_of[first - base : last - base]
             if bias is None:
-                loop_native.multiply(rows, weight, part)
+                products.multiply(rows, weight, part)
             else:
                 torch.addmm(bias, rows, weight.matrix, out=part)
-        loop.run(block, base)
+        walk.run(block, base)
     ended = last_rows(N, batch, batch_sizes, data.device)
     h_n = hidden.index_select(1, ended + batch)
     c_n = cells.index_select(1, ended + batch) if keep else cells[:, :batch].clone()
@@ -136,8 +137,8 @@ def _gate_gradients(
     )
     dh = _sides_of(grads[0], back, active, memory.empty(state.gates, D, N, P))
     found = Gradients(dh, dh_n, dc, memory.empty(state.gates, *state.gates.shape))
-    loop = loop_native if loop_native.applies(state.gates) else loop_torch
-    loop.walk_back(directions, state, batch, batch_sizes, found, active, blocks)
+    walk = loop if extension.applies(state.gates) else loop_torch
+    walk.walk_back(directions, state, batch, batch_sizes, found, active, blocks)
     return found
 
 
@@ -186,10 +187,10 @@ def backward(
             found[_FACTORS_OF_GATES] = more
     ddata = None
     if wanted.data:
-        ddata = loop_native.product(dgates[0], directions[0].weight_ih).view(data.shape)
+        ddata = products.product(dgates[0], directions[0].weight_ih).view(data.shape)
         for d, w in enumerate(directions[1:], start=1):
             part = memory.empty(data, *data.shape)
-            loop_native.multiply(dgates[d], loop_native.right(w.weight_ih, N), part.view(N, -1))
+            products.multiply(dgates[d], products.right(w.weight_ih, N), part.view(N, -1))
             ddata.add_(_picked(part, back))
     dh0 = None
     if wanted.h0:
@@ -237,11 +238,11 @@ def _weight_gradients(
     m = read.by_weight_hr() if hr or any(of_hr) else None
     bias = dgates.sum(0) if bias_ih or bias_hh else None
     return [
-        loop_native.product(dgates.t(), read.by_weight_ih()) if ih else None,
-        loop_native.product(dgates.t(), read.by_weight_hh()) if hh else None,
+        products.product(dgates.t(), read.by_weight_ih()) if ih else None,
+        products.product(dgates.t(), read.by_weight_hh()) if hh else None,
         bias if bias_ih else None,
         (bias.clone() if bias_ih else bias) if bias is not None and bias_hh else None,
-        None if m is None or not hr else loop_native.product(dh.t(), m),
+        None if m is None or not hr else products.product(dh.t(), m),
         *([None] * 4),
         *([None] * 2 if m is None else factors.of_projection(m, down_hr, up_hr, dh, of_hr)),
     ]

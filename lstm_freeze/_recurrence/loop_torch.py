@@ -1,6 +1,6 @@
 """The time loop of an LSTM layer in torch operations: any dtype, any device.
 
-`loop_native` has the same for float32 on the CPU. Shapes are written as in `layer`.
+`native/loop` has the same for float32 on the CPU. Shapes are written as in `layer`.
 """
 
 from __future__ import annotations

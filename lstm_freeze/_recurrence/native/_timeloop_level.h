@@ -117,14 +117,22 @@ TARGET static void OWN(product_block)(const float *rows, int64_t width, int turn
     }
 }
 
-/* Up to CHUNK rows, (count, depth), times up to MOST_PANELS panels, into a tile. */
+/* Up to CHUNK rows, (count, depth), times panels, into `out`. Each number is the sum of the depth's
+ * blocks, in their order. */
+INLINE TARGET void OWN(product_into)(const float *rows, int64_t width, int64_t count,
+                                     const float *panels, int64_t depth, int64_t count_panels,
+                                     float *out, int64_t out_row, int64_t out_panel) {
+    for (int64_t k = 0, most = block_of(depth, DEPTH_BLOCK); k < depth; k += most)
+        OWN(product_block)(rows + k, width, 0, count, panels + k * LANES, depth * LANES,
+                           smaller(most, depth - k), count_panels, out, out_row, out_panel,
+                           k ? out : 0, out_row);
+}
+
+/* The same of up to MOST_PANELS panels into a tile. */
 TARGET static void OWN(product)(const float *rows, int64_t width, int64_t count,
                                 const float *panels, int64_t depth, int count_panels,
                                 float *tile) {
-    for (int64_t k = 0, most = block_of(depth, DEPTH_BLOCK); k < depth; k += most)
-        OWN(product_block)(rows + k, width, 0, count, panels + k * LANES, depth * LANES,
-                           smaller(most, depth - k), count_panels, tile, LANES, CHUNK * LANES,
-                           k ? tile : 0, LANES);
+    OWN(product_into)(rows, width, count, panels, depth, count_panels, tile, LANES, CHUNK * LANES);
 }
 
 /* Rows that lie side by side, (depth, count), tile by tile as the innermost loop reads them. */
@@ -177,6 +185,118 @@ TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, 
                     out[r * N + j] = added ? sums[j - p * LANES] + added[r * N + j]
                                            : sums[j - p * LANES];
             }
+        }
+    }
+}
+
+/* beside.t() @ rows, of up to OUTER_ROWS columns beside `count` rows, in q panels of the rows'
+ * columns: written to `out`, or added to what is there. */
+INLINE TARGET void OWN(outer_of)(const float *beside, const float *rows, int64_t of_row,
+                                 int64_t count, float *out, int64_t out_row, int64_t columns,
+                                 int adds, const int q) {
+    VECTOR sums[OUTER_ROWS][OUTER_PANELS], row[OUTER_PANELS];
+    for (int r = 0; r < OUTER_ROWS; r++)
+        for (int p = 0; p < q; p++)
+            sums[r][p] = (VECTOR){0};
+    for (int64_t n = 0; n < count; n++) {
+#pragma GCC unroll 3
+        for (int p = 0; p < q; p++)
+            row[p] = *(const VECTOR *)(rows + n * of_row + p * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < OUTER_ROWS; r++) {
+            VECTOR x = beside[n * OUTER_ROWS + r] - (VECTOR){0};
+#pragma GCC unroll 3
+            for (int p = 0; p < q; p++)
+                sums[r][p] = VECTOR_MULTIPLY_ADD(x, row[p], sums[r][p]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < OUTER_ROWS; r++) {
+        if (r >= columns)
+            continue;
+        for (int p = 0; p < q; p++) {
+            VECTOR *sum = (VECTOR *)(out + r * out_row + p * LANES);
+            if (adds)
+                sums[r][p] += *sum;
+            *sum = sums[r][p];
+        }
+    }
+}
+
+/* The same of up to CHUNK whole rows, `width` wide. */
+TARGET static void OWN(outer)(const float *beside, const float *rows, int64_t width, int64_t count,
+                              float *out, int64_t columns, int adds) {
+    float rest[CHUNK * LANES], sums[OUTER_ROWS * LANES];
+    int64_t k = 0;
+    for (; k + OUTER_PANELS * LANES <= width; k += OUTER_PANELS * LANES)
+        OWN(outer_of)(beside, rows + k, width, count, out + k, width, columns, adds, OUTER_PANELS);
+    for (; k + LANES <= width; k += LANES)
+        OWN(outer_of)(beside, rows + k, width, count, out + k, width, columns, adds, 1);
+    if (k == width)
+        return;
+    for (int64_t n = 0; n < count; n++)
+        for (int64_t j = 0; j < LANES; j++)
+            rest[n * LANES + j] = k + j < width ? rows[n * width + k + j] : 0.0f;
+    OWN(outer_of)(beside, rest, LANES, count, sums, LANES, columns, 0, 1);
+    for (int64_t r = 0; r < columns; r++)
+        for (int64_t j = 0; k + j < width; j++)
+            out[r * width + k + j] = adds ? out[r * width + k + j] + sums[r * LANES + j]
+                                          : sums[r * LANES + j];
+}
+
+/* The same of any number of columns, `of_beside` apart from one row to the next. */
+TARGET static void OWN(outers)(const float *beside, int64_t of_beside, int64_t columns,
+                               const float *rows, int64_t width, int64_t count, float *out,
+                               int adds) {
+    float some[CHUNK * OUTER_ROWS];
+    for (int64_t first = 0; first < columns; first += OUTER_ROWS) {
+        int64_t last = smaller(OUTER_ROWS, columns - first);
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t c = 0; c < OUTER_ROWS; c++)
+                some[r * OUTER_ROWS + c] = c < last ? beside[r * of_beside + first + c] : 0.0f;
+        OWN(outer)(some, rows, width, count, out + first * width, last, adds);
+    }
+}
+
+/* Rows [first, first + count) of an operand's rows: where they are, or copied to `scratch`. */
+INLINE const float *OWN(chunk_of)(const Read *s, int64_t first, int64_t count, float *scratch) {
+    if (!s->index)
+        return s->rows + first * s->width;
+    for (int64_t r = 0; r < count; r++)
+        memcpy(scratch + r * s->width, s->rows + s->index[first + r] * s->width,
+               (size_t)s->width * sizeof(float));
+    return scratch;
+}
+
+/* One direction's block of rows, chunk by chunk. All sums are over the rows of the block. */
+TARGET static void OWN(factors)(const Factors *s, int64_t d, int64_t block) {
+    const FactorsOf *of = &s->of[d];
+    int64_t begin = block * s->block, end = smaller(s->rows, begin + s->block), G = s->gates;
+    int64_t ranks[2] = {of->sides[0].rank, of->sides[1].rank}, R = ranks[0] + ranks[1];
+    int64_t widest = s->widest, all = (R + LANES - 1) / LANES * LANES;
+    float *own = s->scratch + (d * s->blocks + block) * s->of_scratch;
+    float *low = own + CHUNK * widest, *thin = low + CHUNK * all;
+    float *ups = of->out + block * of->of_out, *downs;
+    for (int64_t n = begin; n < end; n += CHUNK) {
+        int64_t count = smaller(CHUNK, end - n), adds = n > begin, before = 0;
+        const float *grads = of->dgates + n * G;
+        if (of->panels_up)
+            OWN(product_into)(grads, G, count, of->panels_up, G, all / LANES, low, all, LANES);
+        downs = ups + R * G;
+        for (int side = 0; side < 2; side++) {
+            const Side *here = &of->sides[side];
+            int64_t r = here->rank, wide = (r + LANES - 1) / LANES * LANES, F = here->read.width;
+            if (!r)
+                continue;
+            const float *rows = OWN(chunk_of)(&here->read, n, count, own);
+            if (here->panels_down) {
+                OWN(product_into)(rows, F, count, here->panels_down, F, wide / LANES, thin, wide, LANES);
+                OWN(outers)(thin, wide, r, grads, G, count, ups + before * G, (int)adds);
+            }
+            if (of->panels_up)
+                OWN(outers)(low + before, all, r, rows, F, count, downs, (int)adds);
+            downs += r * F;
+            before += r;
         }
     }
 }
@@ -234,12 +354,8 @@ TARGET static void OWN(forward_last_units)(int64_t H, int width, const float *ti
 TARGET static void OWN(input_gates)(const Forward *s, int64_t d, int64_t row, int64_t count,
                                     int64_t u, float *out) {
     int64_t I = s->input_size;
-    const float *rows = s->input[d] + row * I;
-    const float *panels = at(s->weight_ih, d, 0, 0) + u * GATES * I;
-    for (int64_t k = 0, most = block_of(I, DEPTH_BLOCK); k < I; k += most)
-        OWN(product_block)(rows + k, I, 0, count, panels + k * LANES, I * LANES,
-                           smaller(most, I - k), GATES, out, GATES * LANES, LANES, k ? out : 0,
-                           GATES * LANES);
+    OWN(product_into)(s->input[d] + row * I, I, count, at(s->weight_ih, d, 0, 0) + u * GATES * I, I,
+                      GATES, out, GATES * LANES, LANES);
 }
 
 /* One step of up to CHUNK sequences from `first` on, before any projection. */

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import loop_native
-from .cell import gates_size
-from .weights import Inputs, State, Wanted, Weights
+from ..cell import gates_size
+from ..weights import Inputs, State, Wanted, Weights
+from . import extension
 
 # Beyond so many numbers in the weights, which are packed for each pass, or multiplications of a
 # pass, torch's products on several threads are faster.
@@ -35,7 +35,7 @@ def applies(inputs: Inputs) -> bool:
     gates, P = first.weight_hh.shape
     numbers = len(inputs.directions) * gates * (data.shape[-1] + P)
     small = numbers <= _MOST_NUMBERS and numbers * _rows(data) <= _MOST_PRODUCTS
-    return small and first.weight_hr is None and loop_native.applies(data)
+    return small and first.weight_hr is None and extension.applies(data)
 
 
 def _rows(data: Tensor) -> int:
@@ -55,7 +55,7 @@ def forward(
     owners: list[Tensor] = []
     layer = _layer(inputs, directions, state, owners)
     ends = [_address(x, owners) for x in (inputs.h0, inputs.c0, *results)]
-    loop_native.call("layer_forward", _FORWARD.pack(*layer, *ends), owners)
+    extension.call("layer_forward", _FORWARD.pack(*layer, *ends), owners)
     return *results, state
 
 
@@ -82,7 +82,7 @@ def backward(
         ends += [_address(x, owners) for x in (d_ih, d_hh, bias)]
         weights.append([d_ih, d_hh, bias if bias_ih else None, bias, *[None] * len(others)])
     ends += [0] * 3 * (2 - D)
-    loop_native.call("layer_backward", _BACKWARD.pack(*layer, *ends), owners)
+    extension.call("layer_backward", _BACKWARD.pack(*layer, *ends), owners)
     for found, (_, _, bias_ih, bias_hh, *_) in zip(weights, wanted.weights, strict=True):
         bias = found[3]
         found[3] = None if bias is None or not bias_hh else bias.clone() if bias_ih else bias
@@ -113,7 +113,7 @@ def _layer(
             if weight is None:
                 numbers += (0, 0, 0)
                 continue
-            alias = loop_native.alias_of(name, weight, shape)
+            alias = extension.alias_of(name, weight, shape)
             owners.append(alias)
             numbers += (alias.data_ptr(), *alias.stride())
             if len(shape) == 1:
@@ -125,5 +125,5 @@ def _layer(
 def _address(tensor: Tensor | None, owners: list[Tensor]) -> int:
     if tensor is None:
         return 0
-    owners.append(tensor := loop_native.in_memory(tensor.contiguous()))
+    owners.append(tensor := extension.in_memory(tensor.contiguous()))
     return tensor.data_ptr()

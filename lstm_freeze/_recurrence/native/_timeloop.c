@@ -1,8 +1,8 @@
 /* The time loop of an LSTM layer, forward and backward, for float32 on the CPU.
  *
- * This file does not know torch: it is given addresses and sizes. loop_native.py makes the calls, and
- * checks what each address must hold. Without this extension loop_torch.py computes the same in torch
- * operations.
+ * This file does not know torch: it is given addresses and sizes. The Python files beside it make the
+ * calls, and check what each address must hold. Without this extension torch operations compute the
+ * same.
  *
  * Directions are independent of each other, and so are the sequences of a batch: each thread walks
  * through all steps with its own direction and sequences, and threads never wait for one another
@@ -27,7 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../_threads.h"
+#include "../../_threads.h"
 #include "_blocks.h"
 
 /* Rather no extension than one that rounds differently: torch operations then do its work. */
@@ -128,6 +128,8 @@ INLINE float hyperbolic_tangent(float x, int fused) {
 #define CHUNK 48        /* rows that one panel serves while it is in the first cache */
 #define DEPTH_BLOCK 320 /* the same for the depth of the product */
 #define UNIT_PANELS 32  /* the most panels of a unit of work of a product of matrices */
+#define OUTER_PANELS 3  /* panels of a tile of products that sum over rows */
+#define OUTER_ROWS (TILE / OUTER_PANELS) /* rows of such a tile */
 
 /* ---- what a call is given ------------------------------------------------------------------- */
 
@@ -194,6 +196,39 @@ typedef struct {
     float *out;
 } Multiply;
 
+/* Rows that a weight was multiplied with, (count, width), in the order of `index` or, where it is null,
+ * as they lie. */
+typedef struct {
+    int64_t count, width;
+    const float *rows;
+    const int64_t *index;
+} Read;
+
+/* A weight with an update up @ down: up (4H, rank), down (rank, width). A rank of 0: none. */
+typedef struct {
+    int64_t rank;
+    Read read;
+    const float *panels_down; /* of down.t(); null if the gradient of `up` is not asked for */
+} Side;
+
+/* The factors of weight_ih and weight_hh of one direction. For each block of rows `out` receives the
+ * gradients of both `up` turned, (ranks, 4H), and then those of both `down`. */
+typedef struct {
+    const float *dgates;    /* (rows, 4H) */
+    const float *panels_up; /* of both side by side, (4H, ranks); null if no `down` is asked for */
+    Side sides[2];
+    float *out;
+    int64_t of_out; /* floats from one block to the next */
+} FactorsOf;
+
+typedef struct {
+    int64_t directions, rows, gates;
+    int64_t block, blocks; /* rows of a block, and the number of blocks */
+    int64_t widest, of_scratch; /* the wider `read`, and the floats of scratch of a block */
+    float *scratch;
+    FactorsOf of[2];
+} Factors;
+
 INLINE float *at(Operand operand, int64_t d, int64_t row, int64_t width) {
     return operand.data + d * operand.direction + row * width;
 }
@@ -226,6 +261,7 @@ typedef struct {
     void (*forward)(const Forward *, int64_t, int64_t, int64_t);
     void (*backward)(const Backward *, int64_t, int64_t, int64_t);
     void (*multiply)(const Multiply *, int64_t, int64_t, int64_t, int64_t);
+    void (*factors)(const Factors *, int64_t, int64_t);
 } Level;
 
 #if defined(__aarch64__)
@@ -264,7 +300,7 @@ typedef struct {
 #endif
 
 #define LEVEL_ENTRY(level, lanes)                                                                  \
-    {#level, lanes, pack_##level, forward_##level, backward_##level, multiply_##level}
+    {#level, lanes, pack_##level, forward_##level, backward_##level, multiply_##level, factors_##level}
 
 static const Level LEVELS[] = {
 #if defined(__aarch64__)
@@ -376,6 +412,11 @@ static void multiply_unit(const void *argument, int64_t unit) {
                       smaller(u->panels, from + u->of_unit));
 }
 
+static void factors_unit(const void *argument, int64_t unit) {
+    const Factors *job = argument;
+    current->factors(job, unit / job->blocks, unit % job->blocks);
+}
+
 /* ---- the module --------------------------------------------------------------------------- */
 
 /* Reads (threads: int, job: bytes, owners: object). The owners are not read: they keep the memory
@@ -420,6 +461,33 @@ static PyObject *multiply(PyObject *module, PyObject *const *args, Py_ssize_t co
     Units u = units_of(&job, threads);
     Py_BEGIN_ALLOW_THREADS
     run_units(&u, multiply_unit, u.chunks * ((u.panels + u.of_unit - 1) / u.of_unit), threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static int is_within(const Read *read, int64_t rows) {
+    if (!read->index)
+        return rows <= read->count;
+    for (int64_t n = 0; n < rows; n++)
+        if (read->index[n] < 0 || read->index[n] >= read->count)
+            return 0;
+    return 1;
+}
+
+static PyObject *factors(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    Factors job;
+    int64_t threads;
+    (void)module;
+    if (read_call(args, count, &job, sizeof job, &threads) < 0)
+        return NULL;
+    for (int64_t d = 0; d < job.directions; d++)
+        for (int side = 0; side < 2; side++)
+            if (job.of[d].sides[side].rank && !is_within(&job.of[d].sides[side].read, job.rows)) {
+                PyErr_SetString(PyExc_IndexError, "an index must hold rows that are there");
+                return NULL;
+            }
+    Py_BEGIN_ALLOW_THREADS
+    run_units(&job, factors_unit, job.directions * job.blocks, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -509,6 +577,7 @@ static PyMethodDef METHODS[] = {
     {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL, "pack(threads, job, owners)"},
     {"multiply", (PyCFunction)(void (*)(void))multiply, METH_FASTCALL,
      "multiply(threads, job, owners)"},
+    {"factors", (PyCFunction)(void (*)(void))factors, METH_FASTCALL, "factors(threads, job, owners)"},
     {"forward", (PyCFunction)(void (*)(void))forward, METH_FASTCALL, "forward(threads, job, owners)"},
     {"backward", (PyCFunction)(void (*)(void))backward, METH_FASTCALL,
      "backward(threads, job, owners)"},
@@ -527,11 +596,12 @@ static PyMethodDef METHODS[] = {
 static int start(PyObject *module) {
     current = &LEVELS[usable_levels() - 1];
     if (PyModule_AddIntConstant(module, "GATES", GATES) < 0 ||
+        PyModule_AddIntConstant(module, "CHUNK", CHUNK) < 0 ||
         PyModule_AddIntConstant(module, "IS_INTEL", is_intel()) < 0)
         return -1;
     /* Counts the changes of the calls above: an extension left over from another version of the
      * package must not be called. */
-    return PyModule_AddIntConstant(module, "INTERFACE", 6);
+    return PyModule_AddIntConstant(module, "INTERFACE", 7);
 }
 
 static PyModuleDef_Slot SLOTS[] = {
