@@ -85,9 +85,9 @@ def walk_back(weights, state, gradients, sizes=SIZES, active=None, empty=torch.e
     batch = int(sizes[0])
     dh, dh_n, dc = (empty(x.shape).copy_(x) for x in gradients)
     found = Gradients(dh, dh_n, dc, empty(state.gates.shape).fill_(9.0))
-    given, runs = time_steps(state.gates.shape[1], sizes)
+    given, _ = time_steps(state.gates.shape[1], sizes)
     active = active or range(len(weights))
-    loop.walk_back(weights, state, batch, given, found, active, [runs])
+    loop.walk_back(weights, state, batch, given, found, active, len(sizes))
     return found
 
 
@@ -453,7 +453,7 @@ def test_the_extension_has_the_gates_of_the_cell():
 def test_the_extension_refuses_calls_it_cannot_read():
     native = extension.built
     job = struct.pack("=17q", *[0] * 17)
-    for call in (native.pack, native.forward, native.backward, native.factors):
+    for call in (native.pack, native.forward, native.backward):
         with pytest.raises(TypeError, match="expected 3 arguments, got 2"):
             call(1, job)
         with pytest.raises(ValueError, match=r"expected a job of \d+ bytes, got 136"):

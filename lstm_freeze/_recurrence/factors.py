@@ -16,8 +16,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .native import extension
-from .native import factors as native
 from .rows import previous_rows
 from .weights import Inputs, State
 
@@ -36,8 +34,6 @@ def of_gates(
     From `dgates`, (D, N, 4H), those of the pre-activations, in directions that are asked for.
     `back` is the order in which the reverse direction reads the input.
     """
-    if extension.applies(dgates):
-        return native.of_gates(inputs, state, back, dgates, asked)
     narrow: Maybe = [None] * len(asked)
     if any(any(flags[1::2]) for flags in asked):
         narrow = _input_by_downs(inputs, back)

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import factors, loop_torch
 from .cell import gate_views, gates_size
 from .native import extension, loop, memory, products, small
+from .native.sums import Sums
 from .rows import Run, blocks_of, bounds, last_rows, previous_rows, runs_of
 from .weights import Gradients, Inputs, State, Wanted, Weights
 
@@ -26,9 +27,6 @@ from .weights import Gradients, Inputs, State, Wanted, Weights
 # The size of a block may change bits of the result (a product over a block may round otherwise than
 # one over all rows), so it depends on shapes alone.
 _BLOCK_BYTES = 8 * 2**20
-
-# In Weights' order: down_ih, up_ih, down_hh and up_hh.
-_FACTORS_OF_GATES = slice(5, 9)
 
 
 def _blocks(inputs: Inputs, batch: int, row_size: int) -> list[list[Run]]:
@@ -118,17 +116,14 @@ def _picked(data: Tensor, steps: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.index_select(data, 0, steps, out=out)
 
 
-def _gate_gradients(
+def _gradients_to_fill(
     grads: tuple[Tensor | None, Tensor | None, Tensor | None],
-    batch_sizes: Tensor | None,
-    back: Tensor,
     state: State,
+    back: Tensor,
     batch: int,
-    directions: Sequence[Weights],
     active: range,
-    blocks: list[list[Run]],
 ) -> Gradients:
-    """Walk the active directions back in time; the gradients of the others have no meaning."""
+    """What a walk through the active directions reads and writes, in their order of time."""
     D, N, P = state.gates.shape[0], state.gates.shape[1], state.hidden.shape[2]
     new = state.gates.new_empty
     dh_n, dc = (
@@ -136,10 +131,34 @@ def _gate_gradients(
         for size, grad in ((P, grads[1]), (state.cells.shape[2], grads[2]))
     )
     dh = _sides_of(grads[0], back, active, memory.empty(state.gates, D, N, P))
-    found = Gradients(dh, dh_n, dc, memory.empty(state.gates, *state.gates.shape))
-    walk = loop if extension.applies(state.gates) else loop_torch
-    walk.walk_back(directions, state, batch, batch_sizes, found, active, blocks)
-    return found
+    return Gradients(dh, dh_n, dc, memory.empty(state.gates, *state.gates.shape))
+
+
+def _walk_back(
+    found: Gradients,
+    inputs: Inputs,
+    state: State,
+    back: Tensor,
+    directions: Sequence[Weights],
+    wanted: Wanted,
+) -> list[tuple[Tensor | None, list[Tensor | None]]]:
+    """Walk the directions back in time that must be; their results in `found` have a meaning.
+
+    Returns for each direction the gradient of a bias, (4H,), and those of down_ih, up_ih, down_hh
+    and up_hh, where they are wanted.
+    """
+    batch, sizes, active = inputs.batch, inputs.batch_sizes, wanted.directions()
+    if extension.applies(state.gates):
+        sums = Sums(inputs, state, back, wanted)
+        loop.walk_back(directions, state, batch, sizes, found, active, inputs.steps, sums)
+        return [(sums.of_bias(d), sums.of_factors(d)) for d in range(len(directions))]
+    blocks = _blocks(inputs, batch, len(directions) * state.gates.shape[2])
+    loop_torch.walk_back(directions, state, batch, sizes, found, active, blocks)
+    updates: list[list[Tensor | None]] = [[None] * 4 for _ in directions]
+    if asked := wanted.factors():
+        updates = factors.of_gates(inputs, state, back, found.dgates, asked)
+    biases = [found.dgates[d].sum(0) if wanted.bias(d) else None for d in range(len(directions))]
+    return list(zip(biases, updates, strict=True))
 
 
 def _sides_of(grad: Tensor | None, back: Tensor, active: range, out: Tensor) -> Tensor:
@@ -161,30 +180,23 @@ def backward(
     wanted: Wanted,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[list[Tensor | None]]]:
     """The gradients that are wanted, None for all others: data, h0, c0, and per direction."""
-    data, batch_sizes, reverse, _, _, given = inputs
+    data, _, reverse, _, _, given = inputs
     # The gradient of the input alone reads weight_ih.
     used = given if wanted.data else [w._replace(down_ih=None, up_ih=None) for w in given]
     directions = [weights.merged(_added) for weights in used]
-    asked = [flags[_FACTORS_OF_GATES] for flags in wanted.weights]
-    if not any(map(any, asked)) and small.applies(inputs):
+    if not wanted.factors() and small.applies(inputs):
         return small.backward(grads, inputs, directions, state, wanted)
     active = wanted.directions()
     N = state.gates.shape[1]
     batch = state.hidden.shape[1] - N
-    blocks = _blocks(inputs, batch, len(directions) * state.gates.shape[2])
     back = _backwards(data, reverse)
-    dhidden, _, dc0, dgates = _gate_gradients(
-        grads, batch_sizes, back, state, batch, directions, active, blocks
-    )
+    found = _gradients_to_fill(grads, state, back, batch, active)
+    dhidden, _, dc0, dgates = found
     weights: list[list[Tensor | None]] = [[None] * len(w) for w in given]
+    summed = _walk_back(found, inputs, state, back, directions, wanted)
     for d in active:
         read = _Read(inputs, state, back, d)
-        weights[d] = _weight_gradients(read, dhidden[d], dgates[d], wanted.weights[d])
-    if any(map(any, asked)):
-        for found, more in zip(
-            weights, factors.of_gates(inputs, state, back, dgates, asked), strict=True
-        ):
-            found[_FACTORS_OF_GATES] = more
+        weights[d] = _weight_gradients(read, dhidden[d], dgates[d], wanted.weights[d], *summed[d])
     ddata = None
     if wanted.data:
         ddata = products.product(dgates[0], directions[0].weight_ih).view(data.shape)
@@ -225,24 +237,27 @@ class _Read(NamedTuple):
 
 
 def _weight_gradients(
-    read: _Read, dh: Tensor, dgates: Tensor, wanted: Sequence[bool]
+    read: _Read,
+    dh: Tensor,
+    dgates: Tensor,
+    wanted: Sequence[bool],
+    bias: Tensor | None,
+    factors_of_gates: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """The gradients of one direction in Weights' order: from those of its rows, (N, P) and (N, 4H).
 
     Each weight has multiplied some rows, so its gradient is a product of two matrices with N rows.
-    Those of the factors of weight_ih and weight_hh are left out.
     """
     ih, hh, bias_ih, bias_hh, hr, *updates = wanted
     of_hr = updates[4:]
     *_, down_hr, up_hr = read.inputs.directions[read.direction]
     m = read.by_weight_hr() if hr or any(of_hr) else None
-    bias = dgates.sum(0) if bias_ih or bias_hh else None
     return [
         products.product(dgates.t(), read.by_weight_ih()) if ih else None,
         products.product(dgates.t(), read.by_weight_hh()) if hh else None,
         bias if bias_ih else None,
-        (bias.clone() if bias_ih else bias) if bias is not None and bias_hh else None,
+        None if bias is None or not bias_hh else bias.clone() if bias_ih else bias,
         None if m is None or not hr else products.product(dh.t(), m),
-        *([None] * 4),
+        *factors_of_gates,
         *([None] * 2 if m is None else factors.of_projection(m, down_hr, up_hr, dh, of_hr)),
     ]

@@ -141,3 +141,12 @@ class Wanted(NamedTuple):
             return range(len(self.weights))
         asked = [d for d, kinds in enumerate(self.weights) if any(kinds)]
         return range(asked[0], asked[-1] + 1)
+
+    def bias(self, direction: int) -> bool:
+        """Whether a bias of a direction is among them."""
+        return any(self.weights[direction][2:4])
+
+    def factors(self) -> list[tuple[bool, ...]]:
+        """Those of down_ih, up_ih, down_hh and up_hh of each direction; empty if there are none."""
+        asked = [flags[5:9] for flags in self.weights]
+        return asked if any(map(any, asked)) else []

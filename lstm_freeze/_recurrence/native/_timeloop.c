@@ -124,6 +124,7 @@ INLINE float hyperbolic_tangent(float x, int fused) {
 /* ---- sizes of blocks ------------------------------------------------------------------------ */
 
 #define MOST_ROWS 6     /* rows of a tile of the product */
+#define ROWS_OF_ONE (TILE / 2) /* the same of a tile of one panel */
 #define MOST_PANELS 4   /* panels of a tile; a multiple of them makes a full tile of gates */
 #define CHUNK 48        /* rows that one panel serves while it is in the first cache */
 #define DEPTH_BLOCK 320 /* the same for the depth of the product */
@@ -169,6 +170,41 @@ typedef struct {
     const float *bias[2];  /* (4H) of each direction, which the input's part has not; or null */
 } Forward;
 
+/* Rows that a weight was multiplied with, (count, width), in the order of `index` or, where it is null,
+ * as they lie. */
+typedef struct {
+    int64_t count, width;
+    const float *rows;
+    const int64_t *index;
+} Read;
+
+/* A weight with an update up @ down: up (4H, rank), down (rank, width). A rank of 0: none. */
+typedef struct {
+    int64_t rank;
+    Read read;
+    const float *panels_down; /* of down.t(); null if the gradient of `up` is not asked for */
+} Side;
+
+/* The factors of weight_ih and weight_hh of one direction. For each group of rows `out` receives the
+ * gradients of both `up` turned, (ranks, 4H), and then those of both `down`. */
+typedef struct {
+    const float *panels_up; /* of both side by side, (4H, ranks); null if no `down` is asked for */
+    Side sides[2];
+    float *out;     /* (groups, of_out); null: there is nothing to compute */
+    int64_t of_out; /* floats from one group to the next */
+} Factors;
+
+/* Sums over all rows of what the gates' gradients are multiplied with. They are made in blocks of CHUNK
+ * rows, from the last one to the first, while these are in cache. A group of blocks has its own sums,
+ * which the caller adds: so threads can share the work, and the bits do not depend on how many do. */
+typedef struct {
+    int64_t blocks, of_group, groups; /* the blocks, 0 if there is nothing to sum; those of a group */
+    float *biases[2];                 /* (groups, 4H) the sums of rows of each direction; or null */
+    int64_t of_scratch;               /* floats of a group and direction */
+    float *scratch;
+    Factors factors[2];
+} Sums;
+
 typedef struct {
     int64_t directions, hidden_size, state_size;
     Steps steps;
@@ -179,6 +215,7 @@ typedef struct {
     Operand dc;     /* (D, batch, H) of the final cell states; receives that of the initial ones */
     Operand dgates; /* (D, N, 4H) receives that of the pre-activations */
     Operand weight_hh, weight_hr;
+    Sums sums;
 } Backward;
 
 typedef struct {
@@ -196,39 +233,6 @@ typedef struct {
     float *out;
 } Multiply;
 
-/* Rows that a weight was multiplied with, (count, width), in the order of `index` or, where it is null,
- * as they lie. */
-typedef struct {
-    int64_t count, width;
-    const float *rows;
-    const int64_t *index;
-} Read;
-
-/* A weight with an update up @ down: up (4H, rank), down (rank, width). A rank of 0: none. */
-typedef struct {
-    int64_t rank;
-    Read read;
-    const float *panels_down; /* of down.t(); null if the gradient of `up` is not asked for */
-} Side;
-
-/* The factors of weight_ih and weight_hh of one direction. For each block of rows `out` receives the
- * gradients of both `up` turned, (ranks, 4H), and then those of both `down`. */
-typedef struct {
-    const float *dgates;    /* (rows, 4H) */
-    const float *panels_up; /* of both side by side, (4H, ranks); null if no `down` is asked for */
-    Side sides[2];
-    float *out;
-    int64_t of_out; /* floats from one block to the next */
-} FactorsOf;
-
-typedef struct {
-    int64_t directions, rows, gates;
-    int64_t block, blocks; /* rows of a block, and the number of blocks */
-    int64_t widest, of_scratch; /* the wider `read`, and the floats of scratch of a block */
-    float *scratch;
-    FactorsOf of[2];
-} Factors;
-
 INLINE float *at(Operand operand, int64_t d, int64_t row, int64_t width) {
     return operand.data + d * operand.direction + row * width;
 }
@@ -243,6 +247,12 @@ INLINE int64_t block_of(int64_t all, int64_t most) {
 
 INLINE int64_t rows_of(const Steps *s, int64_t step) {
     return s->sizes ? s->sizes[step] : s->batch;
+}
+
+/* Whether a walk through the sequences [low, high) is one through all rows, which makes the sums on its
+ * way. */
+INLINE int makes_sums(const Backward *s, int64_t low, int64_t high) {
+    return low == 0 && high == s->steps.batch;
 }
 
 /* ---- the loops, once for each instruction set, chosen when the module loads ------------------ */
@@ -261,7 +271,7 @@ typedef struct {
     void (*forward)(const Forward *, int64_t, int64_t, int64_t);
     void (*backward)(const Backward *, int64_t, int64_t, int64_t);
     void (*multiply)(const Multiply *, int64_t, int64_t, int64_t, int64_t);
-    void (*factors)(const Factors *, int64_t, int64_t);
+    void (*sum_block)(const Backward *, int64_t, int64_t);
 } Level;
 
 #if defined(__aarch64__)
@@ -300,7 +310,7 @@ typedef struct {
 #endif
 
 #define LEVEL_ENTRY(level, lanes)                                                                  \
-    {#level, lanes, pack_##level, forward_##level, backward_##level, multiply_##level, factors_##level}
+    {#level, lanes, pack_##level, forward_##level, backward_##level, multiply_##level, sum_block_##level}
 
 static const Level LEVELS[] = {
 #if defined(__aarch64__)
@@ -412,9 +422,12 @@ static void multiply_unit(const void *argument, int64_t unit) {
                       smaller(u->panels, from + u->of_unit));
 }
 
-static void factors_unit(const void *argument, int64_t unit) {
-    const Factors *job = argument;
-    current->factors(job, unit / job->blocks, unit % job->blocks);
+static void sum_unit(const void *argument, int64_t unit) {
+    const Backward *job = argument;
+    const Sums *s = &job->sums;
+    int64_t group = unit % s->groups, end = smaller(s->blocks, (group + 1) * s->of_group);
+    for (int64_t block = end - 1; block >= group * s->of_group; block--)
+        current->sum_block(job, unit / s->groups, block);
 }
 
 /* ---- the module --------------------------------------------------------------------------- */
@@ -465,33 +478,6 @@ static PyObject *multiply(PyObject *module, PyObject *const *args, Py_ssize_t co
     Py_RETURN_NONE;
 }
 
-static int is_within(const Read *read, int64_t rows) {
-    if (!read->index)
-        return rows <= read->count;
-    for (int64_t n = 0; n < rows; n++)
-        if (read->index[n] < 0 || read->index[n] >= read->count)
-            return 0;
-    return 1;
-}
-
-static PyObject *factors(PyObject *module, PyObject *const *args, Py_ssize_t count) {
-    Factors job;
-    int64_t threads;
-    (void)module;
-    if (read_call(args, count, &job, sizeof job, &threads) < 0)
-        return NULL;
-    for (int64_t d = 0; d < job.directions; d++)
-        for (int side = 0; side < 2; side++)
-            if (job.of[d].sides[side].rank && !is_within(&job.of[d].sides[side].read, job.rows)) {
-                PyErr_SetString(PyExc_IndexError, "an index must hold rows that are there");
-                return NULL;
-            }
-    Py_BEGIN_ALLOW_THREADS
-    run_units(&job, factors_unit, job.directions * job.blocks, threads);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
 static PyObject *forward(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     Forward job;
     int64_t threads;
@@ -505,15 +491,38 @@ static PyObject *forward(PyObject *module, PyObject *const *args, Py_ssize_t cou
     Py_RETURN_NONE;
 }
 
+static int is_within(const Read *read, int64_t rows) {
+    if (!read->index)
+        return rows <= read->count;
+    for (int64_t n = 0; n < rows; n++)
+        if (read->index[n] < 0 || read->index[n] >= read->count)
+            return 0;
+    return 1;
+}
+
+static int reads_within(const Backward *job) {
+    for (int64_t d = 0; d < job->directions; d++)
+        for (int k = 0; k < 2; k++) {
+            const Side *side = &job->sums.factors[d].sides[k];
+            if (side->rank && !is_within(&side->read, job->row)) {
+                PyErr_SetString(PyExc_IndexError, "an order of rows must hold rows that are there");
+                return 0;
+            }
+        }
+    return 1;
+}
+
 static PyObject *backward(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     Backward job;
     int64_t threads;
     (void)module;
-    if (read_call(args, count, &job, sizeof job, &threads) < 0)
+    if (read_call(args, count, &job, sizeof job, &threads) < 0 || !reads_within(&job))
         return NULL;
     Ranges r = ranges(&job, &job.steps, job.directions, threads);
     Py_BEGIN_ALLOW_THREADS
     run_units(&r, backward_unit, job.directions * r.parts, threads);
+    if (job.sums.blocks && !makes_sums(&job, 0, bound(&r, 1)))
+        run_units(&job, sum_unit, job.directions * job.sums.groups, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -577,7 +586,6 @@ static PyMethodDef METHODS[] = {
     {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL, "pack(threads, job, owners)"},
     {"multiply", (PyCFunction)(void (*)(void))multiply, METH_FASTCALL,
      "multiply(threads, job, owners)"},
-    {"factors", (PyCFunction)(void (*)(void))factors, METH_FASTCALL, "factors(threads, job, owners)"},
     {"forward", (PyCFunction)(void (*)(void))forward, METH_FASTCALL, "forward(threads, job, owners)"},
     {"backward", (PyCFunction)(void (*)(void))backward, METH_FASTCALL,
      "backward(threads, job, owners)"},

@@ -39,7 +39,7 @@ INLINE TARGET void OWN(tile_of)(const float *rows, int64_t of_row, int64_t of_de
                                 const float *panels, int64_t panel_size, int64_t depth, float *out,
                                 int64_t out_row, int64_t out_panel, const float *added,
                                 int64_t added_row, const int m, const int q) {
-    VECTOR sums[MOST_ROWS][MOST_PANELS], columns[MOST_PANELS];
+    VECTOR sums[2 * MOST_ROWS][MOST_PANELS], columns[MOST_PANELS];
     for (int r = 0; r < m; r++)
         for (int p = 0; p < q; p++)
             sums[r][p] = (VECTOR){0};
@@ -47,7 +47,7 @@ INLINE TARGET void OWN(tile_of)(const float *rows, int64_t of_row, int64_t of_de
 #pragma GCC unroll 4
         for (int p = 0; p < q; p++)
             columns[p] = *(const VECTOR *)(panels + p * panel_size + k * LANES);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
         for (int r = 0; r < m; r++) {
             /* In every lane: minus zero is exact. */
             VECTOR x = rows[r * of_row + k * of_depth] - (VECTOR){0};
@@ -88,6 +88,8 @@ TARGET static void OWN(tile)(const float *rows, int64_t width, int turned, const
         TILE_CASE(5, 1) TILE_CASE(5, 2)
         TILE_CASE(6, 1) TILE_CASE(6, 2)
 #if TILE >= 24
+        TILE_CASE(7, 1) TILE_CASE(8, 1) TILE_CASE(9, 1) TILE_CASE(10, 1) TILE_CASE(11, 1)
+        TILE_CASE(12, 1)
         TILE_CASE(5, 3) TILE_CASE(6, 3)
         TILE_CASE(4, 4) TILE_CASE(5, 4) TILE_CASE(6, 4)
 #endif
@@ -100,7 +102,8 @@ TARGET static void OWN(product_block)(const float *rows, int64_t width, int turn
                                       const float *panels, int64_t panel_size, int64_t depth,
                                       int64_t count_panels, float *out, int64_t out_row,
                                       int64_t out_panel, const float *added, int64_t added_row) {
-    int64_t blocks = (count + MOST_ROWS - 1) / MOST_ROWS;
+    int64_t of_tile = count_panels == 1 && !turned ? ROWS_OF_ONE : MOST_ROWS;
+    int64_t blocks = (count + of_tile - 1) / of_tile;
     int most = (int)((count + blocks - 1) / blocks);
     for (int64_t p = 0, q; p < count_panels; p += q) {
         for (q = count_panels - p == 3 ? 3 : MOST_PANELS;
@@ -251,9 +254,14 @@ TARGET static void OWN(outers)(const float *beside, int64_t of_beside, int64_t c
     float some[CHUNK * OUTER_ROWS];
     for (int64_t first = 0; first < columns; first += OUTER_ROWS) {
         int64_t last = smaller(OUTER_ROWS, columns - first);
-        for (int64_t r = 0; r < count; r++)
-            for (int64_t c = 0; c < OUTER_ROWS; c++)
-                some[r * OUTER_ROWS + c] = c < last ? beside[r * of_beside + first + c] : 0.0f;
+        for (int64_t r = 0; r < count; r++) {
+            const float *from = beside + r * of_beside + first;
+            if (last == OUTER_ROWS)
+                memcpy(some + r * OUTER_ROWS, from, OUTER_ROWS * sizeof(float));
+            else
+                for (int64_t c = 0; c < OUTER_ROWS; c++)
+                    some[r * OUTER_ROWS + c] = c < last ? from[c] : 0.0f;
+        }
         OWN(outer)(some, rows, width, count, out + first * width, last, adds);
     }
 }
@@ -268,37 +276,71 @@ INLINE const float *OWN(chunk_of)(const Read *s, int64_t first, int64_t count, f
     return scratch;
 }
 
-/* One direction's block of rows, chunk by chunk. All sums are over the rows of the block. */
-TARGET static void OWN(factors)(const Factors *s, int64_t d, int64_t block) {
-    const FactorsOf *of = &s->of[d];
-    int64_t begin = block * s->block, end = smaller(s->rows, begin + s->block), G = s->gates;
-    int64_t ranks[2] = {of->sides[0].rank, of->sides[1].rank}, R = ranks[0] + ranks[1];
-    int64_t widest = s->widest, all = (R + LANES - 1) / LANES * LANES;
-    float *own = s->scratch + (d * s->blocks + block) * s->of_scratch;
-    float *low = own + CHUNK * widest, *thin = low + CHUNK * all;
-    float *ups = of->out + block * of->of_out, *downs;
-    for (int64_t n = begin; n < end; n += CHUNK) {
-        int64_t count = smaller(CHUNK, end - n), adds = n > begin, before = 0;
-        const float *grads = of->dgates + n * G;
-        if (of->panels_up)
-            OWN(product_into)(grads, G, count, of->panels_up, G, all / LANES, low, all, LANES);
-        downs = ups + R * G;
-        for (int side = 0; side < 2; side++) {
-            const Side *here = &of->sides[side];
-            int64_t r = here->rank, wide = (r + LANES - 1) / LANES * LANES, F = here->read.width;
-            if (!r)
-                continue;
-            const float *rows = OWN(chunk_of)(&here->read, n, count, own);
-            if (here->panels_down) {
-                OWN(product_into)(rows, F, count, here->panels_down, F, wide / LANES, thin, wide, LANES);
-                OWN(outers)(thin, wide, r, grads, G, count, ups + before * G, (int)adds);
-            }
-            if (of->panels_up)
-                OWN(outers)(low + before, all, r, rows, F, count, downs, (int)adds);
-            downs += r * F;
-            before += r;
+/* The products of one direction's factors over up to CHUNK rows from `first` on, written to `out` or
+ * added to what is there. */
+TARGET static void OWN(factors)(const Factors *s, const float *dgates, int64_t G, int64_t first,
+                                int64_t count, float *scratch, float *out, int adds) {
+    int64_t R = s->sides[0].rank + s->sides[1].rank, all = (R + LANES - 1) / LANES * LANES;
+    float *low = scratch, *thin = low + CHUNK * all, *gathered = thin + CHUNK * all;
+    float *ups = out, *downs = out + R * G;
+    if (s->panels_up)
+        OWN(product_into)(dgates, G, count, s->panels_up, G, all / LANES, low, all, LANES);
+    for (int k = 0; k < 2; k++) {
+        const Side *side = &s->sides[k];
+        int64_t r = side->rank, wide = (r + LANES - 1) / LANES * LANES, F = side->read.width;
+        if (!r)
+            continue;
+        const float *rows = OWN(chunk_of)(&side->read, first, count, gathered);
+        if (side->panels_down) {
+            OWN(product_into)(rows, F, count, side->panels_down, F, wide / LANES, thin, wide, LANES);
+            OWN(outers)(thin, wide, r, dgates, G, count, ups, adds);
+        }
+        if (s->panels_up)
+            OWN(outers)(low, all, r, rows, F, count, downs, adds);
+        ups += r * G;
+        downs += r * F;
+        low += r;
+    }
+}
+
+/* The sum of rows, (count, width), written to `out` or added to what is there. */
+TARGET static void OWN(sum_rows)(const float *rows, int64_t count, int64_t width, float *out,
+                                 int adds) {
+    int64_t k = 0;
+    for (; k + MOST_PANELS * LANES <= width; k += MOST_PANELS * LANES) {
+        VECTOR sums[MOST_PANELS] = {{0}};
+        for (int64_t n = 0; n < count; n++)
+            for (int p = 0; p < MOST_PANELS; p++)
+                sums[p] += *(const VECTOR *)(rows + n * width + k + p * LANES);
+        for (int p = 0; p < MOST_PANELS; p++) {
+            VECTOR *sum = (VECTOR *)(out + k + p * LANES);
+            if (adds)
+                sums[p] += *sum;
+            *sum = sums[p];
         }
     }
+    for (; k < width; k++) {
+        float sum = 0.0f;
+        for (int64_t n = 0; n < count; n++)
+            sum += rows[n * width + k];
+        out[k] = adds ? out[k] + sum : sum;
+    }
+}
+
+/* The sums over the rows of one block of one direction, of which the gates' gradients are there. */
+TARGET static void OWN(sum_block)(const Backward *s, int64_t d, int64_t block) {
+    const Sums *of = &s->sums;
+    const Factors *factors = &of->factors[d];
+    int64_t G = GATES * s->hidden_size, first = block * CHUNK;
+    int64_t count = smaller(CHUNK, s->row - first), group = block / of->of_group;
+    int adds = block + 1 < smaller(of->blocks, (group + 1) * of->of_group);
+    const float *dgates = at(s->dgates, d, first, G);
+    if (of->biases[d])
+        OWN(sum_rows)(dgates, count, G, of->biases[d] + group * G, adds);
+    if (factors->out)
+        OWN(factors)(factors, dgates, G, first, count,
+                     of->scratch + (d * of->groups + group) * of->of_scratch,
+                     factors->out + group * factors->of_out, adds);
 }
 
 /* From the input's part of the gates, `of_gate` apart, the bias, `of_bias` apart, and the state's
@@ -529,7 +571,7 @@ TARGET static void OWN(backward_chunk)(const Backward *s, int64_t d, const OWN(R
 /* Sequences [low, high) of one direction back through all steps. */
 TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int64_t high) {
     int64_t H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
-    int64_t end = s->row, later = 0;
+    int64_t end = s->row, later = 0, block = makes_sums(s, low, high) ? s->sums.blocks : 0;
     for (int64_t t = s->steps.first + s->steps.steps - 1; t >= s->steps.first; t--) {
         int64_t size = rows_of(&s->steps, t), row = end - size, last = smaller(high, size);
         int64_t before = t ? batch + row - rows_of(&s->steps, t - 1) : 0;
@@ -548,6 +590,8 @@ TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int6
         }
         end = row;
         later = size;
+        for (; block && (block - 1) * CHUNK >= row; block--)
+            OWN(sum_block)(s, d, block - 1);
     }
 }
 

@@ -12,6 +12,7 @@ from ..rows import Run
 from ..weights import Gradients, State, Weights
 from . import products
 from .extension import address, alias_of, call, check_kind, in_memory, operand, packed_job, panels
+from .sums import NO_SUMS, Sums
 
 # From this many rows of a step and thread on, the loop computes the input's part of the gates
 # itself: they are used while they are in cache, and weight_ih is read for enough rows at once.
@@ -98,19 +99,23 @@ def walk_back(
     batch_sizes: Tensor | None,
     grads: Gradients,
     active: range,
-    blocks: list[list[Run]],
+    steps: int,
+    sums: Sums | None = None,
 ) -> None:
-    """Walks the active directions of a layer back in time, as `loop_torch.walk_back` does."""
+    """Walks the active directions of a layer back in time, as `loop_torch.walk_back` does.
+
+    On the way it makes the `sums`.
+    """
     here = slice(active[0], active[-1] + 1)
     H, P, N = state.cells.shape[2], state.hidden.shape[2], state.gates.shape[1]
     D = len(active)
-    steps = _Steps(batch, batch_sizes)
+    sizes = _Steps(batch, batch_sizes)
     hh = [directions[d].weight_hh.t() for d in active]
     weight_hh = panels("weight_hh", hh, P, gates_size(H))
     hr = [w.t() for d in active if (w := directions[d].weight_hr) is not None]
     weight_hr = panels("weight_hr", hr, H, P) if hr else None
     job = packed_job(
-        (D, H, P, *steps.part(0, sum(run.steps for block in blocks for run in block)), N),
+        (D, H, P, *sizes.part(0, steps), N),
         operand("gates", state.gates[here], D, gates_size(H)),
         operand("cells", state.cells[here], D, H),
         operand("dh", grads.dh[here], D, P),
@@ -119,8 +124,9 @@ def walk_back(
         operand("dgates", grads.dgates[here], D, gates_size(H)),
         address(weight_hh),
         address(weight_hr),
+        NO_SUMS if sums is None else sums.numbers(),
     )
-    owners = (state, grads, weight_hh, weight_hr, steps)
+    owners = (state, grads, weight_hh, weight_hr, sizes, sums)
     call("backward", job, owners)
 
 
