@@ -16,8 +16,8 @@ from lstm_freeze import BiLSTM
 from lstm_freeze._recurrence import cell
 from lstm_freeze._recurrence.equations import equations
 from lstm_freeze._recurrence.native import extension, loop, memory, small
-from lstm_freeze._recurrence.rows import last_rows, runs_of
-from lstm_freeze._recurrence.weights import Gradients, State, Weights
+from lstm_freeze._recurrence.rows import last_rows, reverse_rows, runs_of
+from lstm_freeze._recurrence.weights import State, Weights
 
 built = pytest.mark.skipif(extension.built is None, reason="the extension is not built here")
 MAGNITUDES = (float("inf"), 0.0, 1e-45, 1e-40, 1e-30, 1e-4, 0.3, 17.4, 88.3, 103.0, 105.0, 3e38)
@@ -65,37 +65,50 @@ def time_steps(rows, sizes):
     return sizes, runs_of(rows, batch, sizes)
 
 
-def walk(weights, inputs, sizes=SIZES, keep=True, empty=torch.empty):
-    """The native loop forward: what it keeps, or without `keep` the hidden and cell states."""
+def steps_of(rows, sizes):
+    """The steps, their runs, and the row of the output that each of the reverse direction is."""
+    given, runs = time_steps(rows, sizes)
+    T, batch = len(sizes), int(sizes[0])
+    if given is None:
+        back = torch.arange(rows).view(T, batch).flip(0).flatten()
+        return loop.Steps(rows, T, batch), runs, back
+    back = reverse_rows(torch.empty(rows, 0), given)
+    return loop.Steps(rows, T, batch, given, back), runs, back
+
+
+def walk(weights, inputs, sizes=SIZES, keep=True, empty=torch.empty, output=None):
+    """The native loop forward: what it keeps. Without `keep`, its final states."""
     projected, h0, c0 = inputs
     D, N, batch, H = *projected.shape[:2], *c0.shape[1:]
     state = State(
-        empty(projected.shape).copy_(projected),
-        empty((D, batch + N, h0.shape[2])),
+        empty((D, N if keep else 0, 4 * H)),
+        empty((D, batch + N if keep else 2 * batch, h0.shape[2])),
         empty((D, batch + (N if keep else 0), H)),
     )
     state.hidden[:, :batch], state.cells[:, :batch] = h0, c0
-    given, runs = time_steps(N, sizes)
-    loop.NativeForward(weights, state, batch, given, keep).run(runs, 0)
-    return state
+    steps, runs, _ = steps_of(N, sizes)
+    loop_forward = loop.NativeForward(weights, state, steps, keep, output)
+    loop_forward.run(runs, empty(projected.shape).copy_(projected))
+    return state if keep else loop_forward.final_states()
 
 
-def walk_back(weights, state, gradients, sizes=SIZES, active=None, empty=torch.empty):
+def walk_back(weights, state, gradients, sizes=SIZES, active=None):
     """The native loop backward: the gradients of the gates and of the initial cell state."""
-    batch = int(sizes[0])
-    dh, dh_n, dc = (empty(x.shape).copy_(x) for x in gradients)
-    found = Gradients(dh, dh_n, dc, empty(state.gates.shape).fill_(9.0))
-    given, _ = time_steps(state.gates.shape[1], sizes)
+    dh, dh_n, dc = gradients
+    steps, _, back = steps_of(state.gates.shape[1], sizes)
+    sides = [dh[0], *(side[back] for side in dh[1:])]
+    output = torch.cat(sides, 1)
+    if steps.sizes is None:
+        output = output.view(steps.steps, steps.batch, -1)
     active = active or range(len(weights))
-    loop.walk_back(weights, state, batch, given, found, active, len(sizes))
-    return found
+    return loop.walk_back(weights, state, steps, (output, dh_n, dc), active)
 
 
 def everything(weights, inputs, gradients, sizes=SIZES):
     """All that both loops write."""
     state = walk(weights, inputs, sizes)
     found = walk_back(weights, state, gradients, sizes)
-    return *state, found.dgates, found.dc
+    return *state, found.dgates, found.dc0
 
 
 def definition(weights, inputs, gradients, sizes):
@@ -258,15 +271,16 @@ def test_directions_are_independent(level):
 
 
 @built
-def test_a_direction_that_is_not_active_is_not_walked_back():
+def test_a_direction_that_is_not_active_is_not_walked_back(monkeypatch):
     weights, inputs, gradients = operands(20)
     state = walk(weights, inputs)
+    monkeypatch.setattr(memory, "empty", lambda like, *shape: torch.full(shape, 9.0))
     both = walk_back(weights, state, gradients)
     for d in range(2):
         one = walk_back(weights, state, gradients, active=range(d, d + 1))
         assert torch.equal(one.dgates[d], both.dgates[d])
         assert (one.dgates[1 - d] == 9.0).all()
-        assert torch.equal(one.dc[1 - d], gradients[2][1 - d])
+        assert torch.equal(one.dc0[1 - d], gradients[2][1 - d])
 
 
 @built
@@ -274,14 +288,28 @@ def test_a_direction_that_is_not_active_is_not_walked_back():
 @pytest.mark.parametrize("hidden", [16, 37])
 def test_keeping_the_gates_changes_no_bit(level, hidden, projected):
     weights, inputs, _ = operands(hidden, projected)
-    kept, without = walk(weights, inputs), walk(weights, inputs, keep=False)
-    ended = last_rows(inputs[0].shape[1], 60, SIZES, torch.device("cpu"))
-    same_bits([without.hidden, without.cells], [kept.hidden, kept.cells[:, 60:][:, ended]])
-    assert torch.equal(without.gates, inputs[0])
+    N, P = inputs[0].shape[1], projected or hidden
+    outputs = torch.zeros(2, N, 2 * P)
+    kept = walk(weights, inputs, output=outputs[0])
+    without = walk(weights, inputs, keep=False, output=outputs[1])
+    ended = last_rows(N, 60, SIZES, torch.device("cpu")) + 60
+    same_bits(without, [kept.hidden[:, ended], kept.cells[:, ended]])
+    _, _, back = steps_of(N, SIZES)
+    same_bits(outputs, [torch.cat([kept.hidden[0, 60:], kept.hidden[1, 60:][back]], 1)] * 2)
 
 
 @built
-def test_memory_that_begins_anywhere_gives_the_same_bits(level):
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_final_states_that_are_kept_in_turns(level, steps):
+    sizes = torch.full((steps,), 5)
+    weights, inputs, _ = operands(9, sizes=sizes)
+    kept = walk(weights, inputs, sizes)
+    expected = kept.hidden[:, -5:], kept.cells[:, -5:]
+    same_bits(walk(weights, inputs, sizes, keep=False), expected)
+
+
+@built
+def test_memory_that_begins_anywhere_gives_the_same_bits(level, monkeypatch):
     weights, inputs, gradients = operands(29)
     expected = everything(weights, inputs, gradients)
 
@@ -294,14 +322,15 @@ def test_memory_that_begins_anywhere_gives_the_same_bits(level):
             Weights(empty(w.weight_ih.shape), empty(w.weight_hh.shape).copy_(w.weight_hh))
             for w in weights
         ]
+        monkeypatch.setattr(memory, "empty", lambda like, *shape: empty(torch.Size(shape)))
         state = walk(moved, inputs, empty=lambda shape: empty(torch.Size(shape)))
-        found = walk_back(moved, state, gradients, empty=lambda shape: empty(torch.Size(shape)))
-        same_bits([*state, found.dgates, found.dc], expected)
+        found = walk_back(moved, state, gradients)
+        same_bits([*state, found.dgates, found.dc0], expected)
 
 
 @built
 @pytest.mark.parametrize("projected", [0, 5])
-def test_nothing_is_written_around_the_operands(level, projected):
+def test_nothing_is_written_around_the_operands(level, projected, monkeypatch):
     around = []
 
     def empty(shape):
@@ -310,10 +339,19 @@ def test_nothing_is_written_around_the_operands(level, projected):
         return wide[:, 1:-1]
 
     weights, inputs, gradients = operands(29, projected)
-    state = walk(weights, inputs, empty=empty)
-    found = walk_back(weights, state, gradients, empty=empty)
-    same_bits([*state, found.dgates, found.dc], everything(weights, inputs, gradients))
-    assert len(around) == 7
+    expected = everything(weights, inputs, gradients)
+    for keep in (False, True):
+        output = empty((1, inputs[0].shape[1], 2 * (projected or 29)))[0]
+        state = walk(weights, inputs, keep=keep, empty=empty, output=output)
+    real = memory.empty
+    monkeypatch.setattr(
+        memory,
+        "empty",
+        lambda like, *shape: empty(shape) if len(shape) == 3 else real(like, *shape),
+    )
+    found = walk_back(weights, state, gradients)
+    same_bits([*state, found.dgates, found.dc0], expected)
+    assert len(around) == 12
     for wide in around:
         assert (wide[:, [0, -1]] == 7.0).all()
 
@@ -365,6 +403,7 @@ def test_what_is_not_finite_spoils_its_own_sequence_only(level, value):
     [
         ("gates", torch.zeros(1, 3, 16), r"\(2, rows, 16\) with dense rows"),
         ("gates", torch.zeros(2, 3, 5), r"\(2, rows, 16\) with dense rows"),
+        ("projected", torch.zeros(2, 3, 5), r"\(2, rows, 16\) with dense rows"),
         ("cells", torch.zeros(2, 6, 4, dtype=torch.float64), "float32 on the CPU"),
         ("hidden", torch.zeros(2, 6, 8)[..., ::2], r"\(2, rows, 4\) with dense rows"),
         ("hidden", torch.zeros(2, 6, 4, device="meta"), "float32 on the CPU"),
@@ -373,10 +412,12 @@ def test_what_is_not_finite_spoils_its_own_sequence_only(level, value):
 def test_an_operand_that_does_not_fit_is_refused(name, wrong, must):
     weights = [Weights(torch.empty(0), torch.zeros(16, 4))] * 2
     state = State(torch.zeros(2, 3, 16), torch.zeros(2, 6, 4), torch.zeros(2, 6, 4))
-    runs = runs_of(1, 3, None)
-    changed = state._replace(**{name: wrong})
+    given = {**state._asdict(), "projected": torch.zeros(2, 3, 16), name: wrong}
+    projected = given.pop("projected")
     with pytest.raises(ValueError, match=f"`{name}` must be {must}"):
-        loop.NativeForward(weights, changed, 3, None, True).run(runs, 0)
+        loop.NativeForward(weights, State(**given), loop.Steps(3, 1, 3), True).run(
+            runs_of(1, 3, None), projected
+        )
 
 
 @pytest.mark.parametrize("sizes", [[2, 3], [3, 2, -1, 1], [1, 4]])

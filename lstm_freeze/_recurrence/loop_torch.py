@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cell import gate_views
-from .rows import Run, bounds, previous_rows
-from .weights import Gradients, State, Weights
+from .cell import gate_views, gates_size
+from .native import memory
+from .rows import Run, backwards, blocks_of, bounds, last_rows, previous_rows, runs_of
+from .weights import Gradients, Inputs, State, Weights
 
 # From this many multiplications on, a product for each direction is as fast as one for both.
 _SEPARATE_PRODUCTS = 2**20
@@ -26,6 +27,53 @@ def _steps(tensor: Tensor, run: Run, first: int = 0) -> tuple[Tensor, ...]:
     return torch.unbind(rows.view(rows.shape[0], run.steps, run.batch, rows.shape[2]), 1)
 
 
+def forward(
+    inputs: Inputs, directions: Sequence[Weights], keep: bool, block_bytes: int
+) -> tuple[Tensor, Tensor, Tensor, State | None]:
+    """As `layer.forward`, given the weights with their updates and the size of a block of gates."""
+    data, batch_sizes, reverse, h0, c0, _ = inputs
+    D, H, P = len(directions), directions[0].hidden_size, directions[0].state_size
+    batch = inputs.batch
+    rows = data.flatten(0, -2)
+    N = rows.shape[0]
+    back = backwards(data, reverse)
+    sides = [rows, data.index_select(0, back).flatten(0, -2)] if D == 2 else [rows]
+    blocks = _blocks(inputs, D * gates_size(H), block_bytes)
+    most = max(last - first for first, last in map(bounds, blocks))
+    gates = memory.empty(data, D, N if keep else most, gates_size(H))
+    hidden = memory.empty(data, D, batch + N, P)
+    hidden[:, :batch] = 0 if h0 is None else h0
+    cells = memory.empty(data, D, batch + (N if keep else 1), H)
+    cells[:, :batch] = 0 if c0 is None else c0
+    state = State(gates, hidden, cells)
+    loop = TorchForward(directions, state, batch, keep)
+    biases = [w.added_biases() for w in directions]
+    for block in blocks:
+        first, last = bounds(block)
+        base = 0 if keep else first
+        for side, bias, w, gates_of in zip(sides, biases, directions, gates, strict=True):
+            part = gates_of[first - base : last - base]
+            if bias is None:
+                torch.mm(side[first:last], w.weight_ih.t(), out=part)
+            else:
+                torch.addmm(bias, side[first:last], w.weight_ih.t(), out=part)
+        loop.run(block, base)
+    ended = last_rows(N, batch, batch_sizes, data.device) + batch
+    h_n = hidden.index_select(1, ended)
+    c_n = cells.index_select(1, ended) if keep else cells[:, :batch].clone()
+    output = data.new_empty(*data.shape[:-1], D * P)
+    for d in range(D):
+        side, out = hidden[d, batch:].view(*data.shape[:-1], P), output[..., d * P : (d + 1) * P]
+        torch.index_select(side, 0, back, out=out) if d else out.copy_(side)
+    return output, h_n, c_n, state if keep else None
+
+
+def _blocks(inputs: Inputs, row_size: int, block_bytes: int) -> list[list[Run]]:
+    """The time blocks of a layer with `row_size` gates a row, both directions together."""
+    runs = runs_of(inputs.steps, inputs.batch, inputs.batch_sizes)
+    return blocks_of(runs, max(1, block_bytes // (row_size * inputs.data.element_size())))
+
+
 class TorchForward:
     """Walks through the time blocks of a layer, all directions at once.
 
@@ -35,7 +83,6 @@ class TorchForward:
             and receives the activations with `keep`; `hidden` and `cells` begin with the initial
             state. Without `keep`, `cells` is one state, updated in place.
         batch: B.
-        batch_sizes: (T,) of packed rows; not used here, since the blocks tell the same.
         keep: Whether a backward pass follows.
     """
 
@@ -44,7 +91,6 @@ class TorchForward:
         directions: Sequence[Weights],
         state: State,
         batch: int,
-        batch_sizes: Tensor | None,
         keep: bool,
     ) -> None:
         """Prepare the weights and the scratch memory."""
@@ -108,9 +154,57 @@ class TorchForward:
 
 
 def walk_back(
+    inputs: Inputs,
     directions: Sequence[Weights],
     state: State,
-    batch: int,
+    back: Tensor,
+    given: tuple[Tensor | None, Tensor | None, Tensor | None],
+    active: range,
+    block_bytes: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Walks the active directions of a layer back in time.
+
+    Returns the gradients of the pre-activations, (D, N, 4H), of the initial cell states, (D, B, H),
+    and, with a projection, of the hidden states, (D, N, P).
+    """
+    grads = _gradients_to_fill(given, state, back, active)
+    blocks = _blocks(inputs, state.gates.shape[0] * state.gates.shape[2], block_bytes)
+    _walk_back(directions, state, inputs.batch_sizes, grads, active, blocks)
+    return grads.dgates, grads.dc, grads.dh
+
+
+def _gradients_to_fill(
+    given: tuple[Tensor | None, Tensor | None, Tensor | None],
+    state: State,
+    back: Tensor,
+    active: range,
+) -> Gradients:
+    """What a walk through the active directions reads and writes, in their order of time."""
+    D, N, P = state.gates.shape[0], state.gates.shape[1], state.hidden.shape[2]
+    batch, new = state.hidden.shape[1] - N, state.gates.new_empty
+    dh_n, dc = (
+        new(D, batch, size).zero_() if grad is None else new(D, batch, size).copy_(grad)
+        for size, grad in ((P, given[1]), (state.cells.shape[2], given[2]))
+    )
+    dh = _sides_of(given[0], back, active, memory.empty(state.gates, D, N, P))
+    return Gradients(dh, dh_n, dc, memory.empty(state.gates, *state.gates.shape))
+
+
+def _sides_of(grad: Tensor | None, back: Tensor, active: range, out: Tensor) -> Tensor:
+    """The output's gradient per direction, each in its own order of time: (D, N, P) into `out`."""
+    if grad is None:
+        return out.zero_()
+    P = out.shape[2]
+    for d in active:
+        side = grad[..., d * P : (d + 1) * P]
+        into = out[d].view(side.shape)
+        torch.index_select(side, 0, back, out=into) if d else into.copy_(side)
+    return out
+
+
+def _walk_back(
+    directions: Sequence[Weights],
+    state: State,
     batch_sizes: Tensor | None,
     grads: Gradients,
     active: range,
@@ -123,7 +217,7 @@ def walk_back(
     here = slice(active[0], active[-1] + 1)
     gates, cells = state.gates[here], state.cells[here]
     D, N, H = state.gates.shape[0], state.gates.shape[1], cells.shape[2]
-    P = state.hidden.shape[2]
+    P, batch = state.hidden.shape[2], state.hidden.shape[1] - N
     weight_hh = torch.stack([w.weight_hh for w in directions])
     weight_hr = [(d, w) for d in active if (w := directions[d].weight_hr) is not None]
     index = None if batch_sizes is None else previous_rows(batch_sizes, N, gates.device)

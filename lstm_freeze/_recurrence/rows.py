@@ -84,6 +84,17 @@ def flipped(rows: Tensor, reverse: Tensor | None) -> Tensor:
     return rows.flip(0) if reverse is None else rows.index_select(0, reverse)
 
 
+def backwards(data: Tensor, reverse: Tensor | None) -> Tensor:
+    """For each step or packed row, the one it swaps with when sequences are read from their end.
+
+    >>> backwards(torch.zeros(3, 2, 1), None)
+    tensor([2, 1, 0])
+    """
+    if reverse is not None:
+        return reverse
+    return torch.arange(data.shape[0] - 1, -1, -1, device=data.device)
+
+
 def unpermuted(state: tuple[Tensor, Tensor], permutation: Tensor | None) -> tuple[Tensor, Tensor]:
     """Both states, (L * D, B, H), with their sequences picked in the order of `permutation`."""
     if permutation is None:
@@ -162,8 +173,16 @@ def last_rows(rows: int, batch: int, batch_sizes: Tensor | None, device: torch.d
         return torch.arange(rows - batch, rows, device=device)
     starts = batch_sizes.cumsum(0) - batch_sizes
     sequences = torch.arange(batch, device=batch_sizes.device)
-    lengths = (batch_sizes.unsqueeze(1) > sequences).sum(0)
-    return moved(starts[lengths - 1] + sequences, device)
+    return moved(starts[lengths_of(batch_sizes, batch) - 1] + sequences, device)
+
+
+def lengths_of(batch_sizes: Tensor, batch: int) -> Tensor:
+    """The number of steps of each sequence: (B,).
+
+    >>> lengths_of(torch.tensor([2, 2, 1]), 2)
+    tensor([3, 2])
+    """
+    return (batch_sizes.unsqueeze(1) > torch.arange(batch, device=batch_sizes.device)).sum(0)
 
 
 def previous_rows(batch_sizes: Tensor, rows: int, device: torch.device) -> Tensor:

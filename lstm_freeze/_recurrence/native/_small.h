@@ -58,7 +58,7 @@ static float *scratch_of(const Layer *s) {
     int64_t panels = larger(panels_size(gates, I), GATES * panels_size(H, H));
     panels = larger(panels, larger(panels_size(H, gates), panels_size(I, gates)));
     panels = larger(panels, larger(panels_size(I, N), panels_size(H, N)));
-    int64_t size = kept + panels + gates + N * (2 * I + 2 * H + gates) + 2 * batch * H;
+    int64_t size = kept + panels + gates + N * (2 * I + H + gates) + 3 * batch * H;
     return malloc((size_t)size * sizeof(float));
 }
 
@@ -150,12 +150,11 @@ static void forward_layer(const void *job, float *memory) {
         packed(w->hh, GATES, H, H, panels);
         Forward walk = {
             .directions = 1, .hidden_size = H, .state_size = H, .steps = s->steps, .keep = 1,
-            .gates = {gates, 0}, .hidden = {hidden, 0}, .cells = {cells, 0},
-            .weight_hh = {panels, 0}, .bias = {has_bias ? bias : 0},
+            .gates = {gates, 0}, .hidden = {hidden, 0}, .cells = {cells, 0}, .projected = {gates, 0},
+            .weight_hh = {panels, 0}, .bias = {has_bias ? bias : 0}, .rows = N, .back = d - 1,
+            .reverse = s->reverse, .output = f->output + d * H, .of_output = D * H,
         };
         current->forward(&walk, 0, 0, B);
-        for (int64_t n = 0; n < N; n++)
-            copied(f->output + (turned_row(s, d, n) * D + d) * H, hidden + (B + n) * H, H);
         last_states(s, hidden + B * H, f->h_n + d * B * H);
         last_states(s, cells + B * H, f->c_n + d * B * H);
     }
@@ -189,10 +188,8 @@ static void backward_layer(const void *job, float *memory) {
         if (!b->data && !b->h0 && !b->c0 && !d_ih && !d_hh && !d_bias)
             continue;
         float *scratch = memory;
-        float *dh = taken(&scratch, N * H), *dh_n = taken(&scratch, B * H);
+        float *dh = taken(&scratch, B * H), *dh_n = taken(&scratch, B * H);
         float *dc = taken(&scratch, B * H), *dgates = taken(&scratch, N * gates_size);
-        for (int64_t n = 0; n < N; n++)
-            copied(dh + n * H, b->output ? b->output + (turned_row(s, d, n) * D + d) * H : 0, H);
         copied(dh_n, b->h_n ? b->h_n + d * B * H : 0, B * H);
         copied(dc, b->c_n ? b->c_n + d * B * H : 0, B * H);
         packed(transposed(w->hh), 1, H, gates_size, scratch);
@@ -200,6 +197,9 @@ static void backward_layer(const void *job, float *memory) {
             .directions = 1, .hidden_size = H, .state_size = H, .steps = s->steps, .row = N,
             .gates = {s->gates + d * N * gates_size, 0}, .cells = {cells, 0}, .dh = {dh, 0},
             .dh_n = {dh_n, 0}, .dc = {dc, 0}, .dgates = {dgates, 0}, .weight_hh = {scratch, 0},
+            .back = d - 1, .reverse = s->reverse, .output = b->output ? b->output + d * H : 0,
+            .of_step = (s->steps.sizes ? 1 : B) * D * H, .of_sequence = D * H,
+            .of_unit = 1,
         };
         current->backward(&walk, 0, 0, B);
         Matrix rows_of_gates = dense(dgates, gates_size);

@@ -150,24 +150,31 @@ typedef struct {
     const int64_t *sizes;
 } Steps;
 
-/* hidden (D, batch + N, P) and cells (D, batch + N, H) hold the initial state in their first rows. */
+/* With `keep`, hidden (D, batch + N, P) and cells (D, batch + N, H) hold the initial state in their
+ * first rows, and then that of each row; gates (D, N, 4H) receive the activations. Without it, cells
+ * (D, batch, H) is one state, updated in place; hidden (D, 2, batch, P) holds the states before and
+ * after a step in turns, the initial one first; there are no gates. */
 typedef struct {
     int64_t directions, hidden_size, state_size; /* D, H, P */
     Steps steps;
     int64_t row;    /* the first row of the first step */
-    int64_t before; /* the first row of the state before it, in `hidden` */
-    int64_t base;   /* the row that `gates` begins with */
-    int64_t keep;   /* if 0, gates are not written and `cells` is one state, updated in place */
-    Operand gates;  /* (D, rows, 4H) the input's part; receives the activations, if they are kept */
-    Operand hidden, cells;
+    int64_t before; /* the first row of the state before it, in `hidden`, with `keep` */
+    int64_t keep;
+    Operand gates, hidden, cells;
     Operand squashed; /* (D, batch, H) scratch of a projection */
     Operand weight_hh, weight_hr; /* panels; weight_hr.data is null without a projection */
-    /* Where weight_ih.data is not null, the input's part is computed here, step by step, and `gates`
-     * is only for the activations. */
+    Operand projected; /* (D, rows of these steps, 4H) the input's part of the gates; may be `gates` */
+    /* Where weight_ih.data is not null, the input's part is computed here, step by step. */
     Operand weight_ih; /* panels */
     int64_t input_size;
-    const float *input[2]; /* (rows, input_size) of each direction */
-    const float *bias[2];  /* (4H) of each direction, which the input's part has not; or null */
+    const float *input[2]; /* (N, input_size) of each direction */
+    int64_t mirrored; /* those rows of the direction that goes back begin with the last step */
+    const float *bias[2]; /* (4H) of each direction, which the input's part has not; or null */
+    int64_t rows;         /* N */
+    int64_t back;         /* the direction, of those walked, that goes back in time; -1: none */
+    const int64_t *reverse; /* (N) where its rows stand in the output; null where rows are dense */
+    float *output;          /* P floats for each row and direction; or null */
+    int64_t of_output;      /* floats from one row to the next */
 } Forward;
 
 /* Rows that a weight was multiplied with, (count, width), in the order of `index` or, where it is null,
@@ -208,9 +215,15 @@ typedef struct {
 typedef struct {
     int64_t directions, hidden_size, state_size;
     Steps steps;
-    int64_t row; /* the row after the last step's last */
+    int64_t row; /* N */
     Operand gates, cells;
-    Operand dh;     /* (D, N, P) the outputs' gradient; with a projection, receives the whole one */
+    int64_t back;           /* as in Forward */
+    const int64_t *reverse; /* the same */
+    /* The output's gradient, from the first direction walked on; null for zeros. Where rows are dense
+     * a step has a stride and a sequence another one, else a row has that of a step. */
+    const float *output;
+    int64_t of_step, of_sequence, of_unit;
+    Operand dh;     /* (D, batch, P) scratch; with a projection (D, N, P), receives the hidden states' */
     Operand dh_n;   /* (D, batch, P) of the final hidden states */
     Operand dc;     /* (D, batch, H) of the final cell states; receives that of the initial ones */
     Operand dgates; /* (D, N, 4H) receives that of the pre-activations */
@@ -253,6 +266,14 @@ INLINE int64_t rows_of(const Steps *s, int64_t step) {
  * way. */
 INLINE int makes_sums(const Backward *s, int64_t low, int64_t high) {
     return low == 0 && high == s->steps.batch;
+}
+
+/* Which row of the output a direction's row is, of a step that begins with `row`. */
+INLINE int64_t output_row(int64_t all, const int64_t *reverse, int goes_back, int64_t row,
+                          int64_t size, int64_t sequence) {
+    if (!goes_back)
+        return row + sequence;
+    return reverse ? reverse[row + sequence] : all - row - size + sequence;
 }
 
 /* ---- the loops, once for each instruction set, chosen when the module loads ------------------ */
@@ -478,11 +499,21 @@ static PyObject *multiply(PyObject *module, PyObject *const *args, Py_ssize_t co
     Py_RETURN_NONE;
 }
 
+static int is_within(const int64_t *index, int64_t length, int64_t count) {
+    for (int64_t n = 0; index && n < length; n++)
+        if (index[n] < 0 || index[n] >= count) {
+            PyErr_SetString(PyExc_IndexError, "an order of rows must hold rows that are there");
+            return 0;
+        }
+    return 1;
+}
+
 static PyObject *forward(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     Forward job;
     int64_t threads;
     (void)module;
-    if (read_call(args, count, &job, sizeof job, &threads) < 0)
+    if (read_call(args, count, &job, sizeof job, &threads) < 0 ||
+        (!job.row && !is_within(job.reverse, job.rows, job.rows)))
         return NULL;
     Ranges r = ranges(&job, &job.steps, job.directions, threads);
     Py_BEGIN_ALLOW_THREADS
@@ -491,23 +522,14 @@ static PyObject *forward(PyObject *module, PyObject *const *args, Py_ssize_t cou
     Py_RETURN_NONE;
 }
 
-static int is_within(const Read *read, int64_t rows) {
-    if (!read->index)
-        return rows <= read->count;
-    for (int64_t n = 0; n < rows; n++)
-        if (read->index[n] < 0 || read->index[n] >= read->count)
-            return 0;
-    return 1;
-}
-
 static int reads_within(const Backward *job) {
+    if (!is_within(job->reverse, job->row, job->row))
+        return 0;
     for (int64_t d = 0; d < job->directions; d++)
         for (int k = 0; k < 2; k++) {
             const Side *side = &job->sums.factors[d].sides[k];
-            if (side->rank && !is_within(&side->read, job->row)) {
-                PyErr_SetString(PyExc_IndexError, "an order of rows must hold rows that are there");
+            if (side->rank && !is_within(side->read.index, job->row, side->read.count))
                 return 0;
-            }
         }
     return 1;
 }

@@ -400,32 +400,40 @@ TARGET static void OWN(input_gates)(const Forward *s, int64_t d, int64_t row, in
                       GATES, out, GATES * LANES, LANES);
 }
 
-/* One step of up to CHUNK sequences from `first` on, before any projection. */
-TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, int64_t before,
-                                      int64_t first, int64_t count) {
+/* One step of up to CHUNK sequences from `first` on, before any projection. The step's states before
+ * and after it begin with these rows of `hidden`. */
+TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, int64_t size,
+                                      int64_t before, int64_t after, int64_t first, int64_t count) {
     int64_t H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
     float tile[GATES * CHUNK * LANES], of_input[GATES * CHUNK * LANES];
     const float *h_before = at(s->hidden, d, before + first, P);
     const float *panels = at(s->weight_hh, d, 0, 0);
-    int computes = s->weight_ih.data != 0, has_gates = s->gates.data != 0;
     const float no_bias[LANES] = {0};
-    float *gates = has_gates ? at(s->gates, d, row - s->base + first, GATES * H) : 0;
+    int computes = s->weight_ih.data != 0;
+    int64_t source = computes ? row : row - s->row;
+    if (s->mirrored && d == s->back)
+        source = (computes ? s->rows : s->steps.steps * batch) - source - size;
+    const float *projected = computes ? 0 : at(s->projected, d, source + first, GATES * H);
+    float *gates = s->keep ? at(s->gates, d, row + first, GATES * H) : 0;
     const float *c_before = at(s->cells, d, (s->keep ? before : 0) + first, H);
-    float *c = at(s->cells, d, (s->keep ? batch + row : 0) + first, H);
-    float *h = s->weight_hr.data ? at(s->squashed, d, first, H)
-                                 : at(s->hidden, d, batch + row + first, H);
+    float *c = at(s->cells, d, (s->keep ? after : 0) + first, H);
+    float *h = s->weight_hr.data ? at(s->squashed, d, first, H) : at(s->hidden, d, after + first, H);
     for (int64_t u = 0; u < H; u += LANES) {
         int width = (int)smaller(LANES, H - u);
         if (computes)
-            OWN(input_gates)(s, d, row + first, count, u, of_input);
-        for (int64_t r = 0; has_gates && r < count; r++)
-            for (int g = 0; g < GATES; g++)
-                __builtin_prefetch(gates + (r * GATES + g) * H + u, 1, 2);
+            OWN(input_gates)(s, d, source + first, count, u, of_input);
+        for (int64_t r = 0; r < count; r++)
+            for (int g = 0; g < GATES; g++) {
+                if (projected)
+                    __builtin_prefetch(projected + (r * GATES + g) * H + u, 0, 2);
+                if (gates && gates != projected)
+                    __builtin_prefetch(gates + (r * GATES + g) * H + u, 1, 2);
+            }
         OWN(product)(h_before, P, count, panels + u * GATES * P, P, GATES, tile);
         for (int64_t r = 0; r < count; r++) {
             const float *sums = TILE_ROW(tile, 0, r);
-            float *g = has_gates ? gates + r * GATES * H + u : 0;
-            const float *x = computes ? of_input + r * GATES * LANES : g;
+            float *g = gates ? gates + r * GATES * H + u : 0;
+            const float *x = computes ? of_input + r * GATES * LANES : projected + r * GATES * H + u;
             const float *bias = s->bias[d] ? s->bias[d] + u : no_bias;
             int64_t of_gate = computes ? LANES : H, of_bias = s->bias[d] ? H : 0, k = r * H + u;
             if (width == LANES && s->keep)
@@ -453,20 +461,36 @@ TARGET static void OWN(project)(const float *rows, int64_t depth, int64_t count,
     }
 }
 
+/* The states after a step of `count` sequences from `first` on, to their places in the output. */
+TARGET static void OWN(put_out)(const Forward *s, int64_t d, int64_t row, int64_t size, int64_t after,
+                                int64_t first, int64_t count) {
+    int64_t P = s->state_size;
+    for (int64_t r = first; s->output && r < first + count; r++)
+        memcpy(s->output + d * P +
+                   output_row(s->rows, s->reverse, d == s->back, row, size, r) * s->of_output,
+               at(s->hidden, d, after + r, P), (size_t)P * sizeof(float));
+}
+
 /* Sequences [low, high) of one direction through all steps. */
 TARGET static void OWN(forward)(const Forward *s, int64_t d, int64_t low, int64_t high) {
-    int64_t row = s->row, before = s->before, H = s->hidden_size, P = s->state_size;
+    int64_t row = s->row, H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
+    int64_t before = s->before;
     for (int64_t t = s->steps.first; t < s->steps.first + s->steps.steps; t++) {
         int64_t size = rows_of(&s->steps, t), last = smaller(high, size);
-        int64_t most = block_of(last - low, CHUNK);
+        int64_t most = block_of(last - low, CHUNK), after = batch + row;
+        if (!s->keep) {
+            before = t % 2 * batch;
+            after = batch - before;
+        }
         for (int64_t first = low; first < last; first += most) {
             int64_t count = smaller(most, last - first);
-            OWN(forward_chunk)(s, d, row, before, first, count);
+            OWN(forward_chunk)(s, d, row, size, before, after, first, count);
             if (s->weight_hr.data)
                 OWN(project)(at(s->squashed, d, first, H), H, count, at(s->weight_hr, d, 0, 0),
-                             at(s->hidden, d, s->steps.batch + row + first, P), P);
+                             at(s->hidden, d, after + first, P), P);
+            OWN(put_out)(s, d, row, size, after, first, count);
         }
-        before = s->steps.batch + row;
+        before = after;
         row += size;
     }
 }
@@ -568,6 +592,28 @@ TARGET static void OWN(backward_chunk)(const Backward *s, int64_t d, const OWN(R
     }
 }
 
+/* The output's gradient at a step of `count` sequences from `first` on, (count, P), to `out`. */
+TARGET static void OWN(take_in)(const Backward *s, int64_t d, int64_t t, int64_t row, int64_t first,
+                                int64_t count, float *out) {
+    int64_t P = s->state_size, size = rows_of(&s->steps, t);
+    int64_t step = d == s->back ? s->steps.steps - 1 - t : t;
+    for (int64_t r = first; r < first + count; r++, out += P) {
+        if (!s->output) {
+            memset(out, 0, (size_t)P * sizeof(float));
+            continue;
+        }
+        const float *in = s->output + d * P * s->of_unit;
+        in += s->steps.sizes
+                  ? output_row(s->row, s->reverse, d == s->back, row, size, r) * s->of_step
+                  : step * s->of_step + r * s->of_sequence;
+        if (s->of_unit == 1)
+            memcpy(out, in, (size_t)P * sizeof(float));
+        else
+            for (int64_t k = 0; k < P; k++)
+                out[k] = in[k * s->of_unit];
+    }
+}
+
 /* Sequences [low, high) of one direction back through all steps. */
 TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int64_t high) {
     int64_t H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
@@ -579,9 +625,11 @@ TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int6
         for (int64_t first = low; first < last; first += most) {
             int64_t count = smaller(most, last - first);
             int64_t running = smaller(count, later > first ? later - first : 0);
+            float *dh = at(s->dh, d, s->weight_hr.data ? row + first : first, P);
+            OWN(take_in)(s, d, t, row, first, count, dh);
             OWN(Rows)
             here = {
-                at(s->dh, d, row + first, P),       at(s->dc, d, first, H),
+                dh,                                 at(s->dc, d, first, H),
                 at(s->dgates, d, row + first, GATES * H), at(s->gates, d, row + first, GATES * H),
                 at(s->cells, d, before + first, H), at(s->cells, d, batch + row + first, H),
             };

@@ -170,6 +170,11 @@ def address(panels: Tensor | None) -> tuple[int, int]:
     return (0, 0) if panels is None else (panels.data_ptr(), panels.stride(0))
 
 
+def pointer(tensor: Tensor | None) -> int:
+    """The address of a tensor's memory; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def check_kind(name: str, tensor: Tensor) -> None:
     """Raises a ValueError unless the tensor is one that the extension computes with."""
     if tensor.dtype != torch.float32 or not tensor.is_cpu:

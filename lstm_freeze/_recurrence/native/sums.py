@@ -17,7 +17,7 @@ from torch import Tensor
 from ..rows import previous_rows
 from ..weights import Inputs, State, Wanted
 from . import memory
-from .extension import CHUNK, check_kind, in_memory, panels, whole_panels
+from .extension import CHUNK, check_kind, in_memory, panels, pointer, whole_panels
 
 # Groups of blocks, of which each has its own sums. It enters the numbers.
 _MOST_GROUPS = 8
@@ -59,7 +59,7 @@ class Sums:
         """The extension's struct Sums."""
         if not self._biases and not self._factors:
             return NO_SUMS
-        biases = [_pointer(self._biases.get(d)) for d in self._walked]
+        biases = [pointer(self._biases.get(d)) for d in self._walked]
         found = [self._blocks, self._of_group, self._groups, *[*biases, 0][:2]]
         found += self._of_scratch, self._scratch.data_ptr()
         for d in self._walked:
@@ -76,10 +76,6 @@ class Sums:
         """The gradients of down_ih, up_ih, down_hh and up_hh; None for those not wanted."""
         factors = self._factors.get(direction)
         return [None] * 4 if factors is None else factors.gradients()
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 class _Side(NamedTuple):
@@ -144,8 +140,8 @@ class _Factors:
         sides: list[int] = []
         for side, down in zip(self._sides, self._downs, strict=True):
             sides += side.rank, *side.rows.shape
-            sides += (_pointer(x) for x in (side.rows, side.order, down))
-        return _pointer(self._up), *sides, self._out.data_ptr(), sum(self._sizes)
+            sides += (pointer(x) for x in (side.rows, side.order, down))
+        return pointer(self._up), *sides, self._out.data_ptr(), sum(self._sizes)
 
     def gradients(self) -> Found:
         """Of down_ih, up_ih, down_hh and up_hh, each in its own memory; None where not wanted."""
