@@ -1,7 +1,7 @@
 """The time loop of an LSTM layer in C, for float32 on the CPU.
 
-The reverse direction reads the input, and reads and writes the output, where they are: only what a
-layer keeps for its backward pass is in the reverse direction's own order of time.
+The reverse direction writes the output, and reads its gradient, where they are; what a layer keeps
+for its backward pass is in the reverse direction's own order of time.
 
 Shapes are written as in `layer`.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..cell import GATES, gates_size
-from ..rows import Run, blocks_of, bounds, last_rows, lengths_of, runs_of
+from ..rows import Run, backwards, blocks_of, bounds, last_rows, lengths_of, runs_of
 from ..weights import Inputs, State, Weights
 from . import memory, products
 from .extension import (
@@ -102,24 +102,26 @@ def forward(
     state = State(memory.empty(data, D, N if keep else 0, G), hidden, cells)
     output = data.new_empty(*data.shape[:-1], D * P)
     walk = NativeForward(directions, state, steps, keep, output)
-    # Dense rows of the reverse direction are read where they are, packed ones in a copy.
-    mirrored = batch_sizes is None
-    rows = data.flatten(0, -2)
+    rows, runs = data.flatten(0, -2), runs_of(steps.steps, B, batch_sizes)
+    whole = computes_input(directions, N, steps.steps)
+    # The input's part of the gates is made in memory that stays in cache or, with `keep`, where the
+    # activations will be. Only there, and for packed rows, must the reverse direction have a copy
+    # of the input in its own order.
+    mirrored = batch_sizes is None and (whole or not keep)
     sides = [rows] * D
-    if D == 2 and reverse is not None:
-        sides[1] = torch.index_select(rows, 0, reverse, out=memory.empty(data, *rows.shape))
-    runs = runs_of(steps.steps, B, batch_sizes)
-    if computes_input(directions, N, steps.steps):
+    if D == 2 and not mirrored:
+        sides[1] = _picked(data, backwards(data, reverse)).flatten(0, -2)
+    if whole:
         walk.read(sides, [w.weight_ih for w in directions])
         walk.run(runs, None, mirrored)
     else:
         blocks = blocks_of(runs, max(1, block_bytes // (D * G * data.element_size())))
         most = max(last - first for first, last in map(bounds, blocks))
-        scratch = memory.empty(data, D, most, G)
+        scratch = state.gates if keep else memory.empty(data, D, most, G)
         weights = [products.right(w.weight_ih.t(), N) for w in directions]
         for block in blocks:
             first, last = bounds(block)
-            projected = scratch[:, : last - first]
+            projected = scratch[:, first:last] if keep else scratch[:, : last - first]
             for d in range(D):
                 part = slice(N - last, N - first) if d and mirrored else slice(first, last)
                 products.multiply(sides[d][part], weights[d], projected[d])
@@ -274,6 +276,10 @@ def walk_back(
     )
     call("backward", job, (state, found, output, dh_n, weight_hh, weight_hr, steps, sums))
     return found
+
+
+def _picked(data: Tensor, order: Tensor) -> Tensor:
+    return torch.index_select(data, 0, order, out=memory.empty(data, *data.shape))
 
 
 def _start(grad: Tensor | None, out: Tensor) -> Tensor:
