@@ -81,8 +81,8 @@ static void free_blocks(Block *block) {
     }
 }
 
-static void give_back(ManagedTensor *managed) {
-    Block *block = managed->context, *freed = NULL;
+static void return_block(Block *block) {
+    Block *freed = NULL;
     lock_blocks();
     blocks.lent -= block->size;
     block->since = blocks.now;
@@ -93,6 +93,8 @@ static void give_back(ManagedTensor *managed) {
     unlock_blocks();
     free_blocks(freed);
 }
+
+static void give_back(ManagedTensor *managed) { return_block(managed->context); }
 
 /* The smallest waiting block of `size` to 2 * `size` bytes, and of equal ones the last to come back;
  * NULL if there is none. */
@@ -144,6 +146,10 @@ static Block *lent_block(int64_t size) {
     return NULL;
 }
 
+static float *memory_of(Block *block) {
+    return (float *)(((uintptr_t)(block + 1) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+}
+
 static void drop_capsule(PyObject *capsule) {
     ManagedTensor *managed = PyCapsule_IsValid(capsule, CAPSULE)
                                  ? PyCapsule_GetPointer(capsule, CAPSULE)
@@ -168,10 +174,9 @@ static PyObject *lend(PyObject *module, PyObject *const *args, Py_ssize_t count)
     Block *block = lent_block(numbers * itemsize);
     if (!block)
         return PyErr_NoMemory();
-    uintptr_t start = ((uintptr_t)(block + 1) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     block->shape[0] = numbers;
     block->managed = (ManagedTensor){
-        {(void *)start, ON_CPU, 0, 1, IS_FLOAT, (uint8_t)(8 * itemsize), 1, block->shape, NULL, 0},
+        {memory_of(block), ON_CPU, 0, 1, IS_FLOAT, (uint8_t)(8 * itemsize), 1, block->shape, NULL, 0},
         block,
         give_back,
     };

@@ -1,6 +1,6 @@
 /* A small layer, forward and backward, in one call each: where there is little to compute, every
- * call of torch takes longer than its numbers. Without projection; on one thread. small.py says which
- * layers these are. Include in _timeloop.c after the loops. */
+ * call of torch takes longer than its numbers. Without projection; on one thread, or one for each
+ * direction. small.py says which layers these are. Include in _timeloop.c after the loops. */
 
 typedef struct {
     const float *data;
@@ -51,15 +51,40 @@ static int64_t panels_size(int64_t units, int64_t depth) {
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* Scratch memory for either pass; null if there is none. */
-static float *scratch_of(const Layer *s) {
+/* The floats of scratch memory of a direction, for either pass. */
+static int64_t scratch_size(const Layer *s) {
     int64_t I = s->input_size, H = s->hidden_size, N = s->rows, batch = s->steps.batch;
     int64_t gates = GATES * H, kept = s->gates ? 0 : N * gates + 2 * (batch + N) * H;
     int64_t panels = larger(panels_size(gates, I), GATES * panels_size(H, H));
     panels = larger(panels, larger(panels_size(H, gates), panels_size(I, gates)));
     panels = larger(panels, larger(panels_size(I, N), panels_size(H, N)));
-    int64_t size = kept + panels + gates + N * (2 * I + H + gates) + 3 * batch * H;
-    return malloc((size_t)size * sizeof(float));
+    return kept + panels + gates + N * (2 * I + H + gates) + 3 * batch * H;
+}
+
+/* A pass of one layer. */
+typedef struct {
+    const Layer *layer;
+    const void *job;
+    float *scratch; /* (D, size) and then (N, I), for the gradients of the second direction's input */
+    int64_t size;
+    Block *block; /* whose memory `scratch` is; or null */
+} Pass;
+
+/* Large memory comes from a kept block: the C library would get new pages from the system each time. */
+static float *scratch_of(Pass *pass) {
+    const Layer *s = pass->layer;
+    pass->size = scratch_size(s);
+    int64_t size = (s->directions * pass->size + s->rows * s->input_size) * (int64_t)sizeof(float);
+    pass->block = size < MEGABYTE ? NULL : lent_block(size);
+    pass->scratch = pass->block ? memory_of(pass->block) : malloc((size_t)size);
+    return pass->scratch;
+}
+
+static void free_scratch(Pass *pass) {
+    if (pass->block)
+        return_block(pass->block);
+    else
+        free(pass->scratch);
 }
 
 static void packed(Matrix m, int64_t gates, int64_t units, int64_t depth, float *panels) {
@@ -122,42 +147,41 @@ static void last_states(const Layer *s, const float *states, float *out) {
     }
 }
 
-static void forward_layer(const void *job, float *memory) {
-    const LayerForward *f = job;
-    const Layer *s = &f->layer;
+static void forward_direction(const void *argument, int64_t d) {
+    const Pass *pass = argument;
+    const LayerForward *f = pass->job;
+    const Layer *s = pass->layer;
+    const Weights *w = &s->weights[d];
     int64_t D = s->directions, I = s->input_size, H = s->hidden_size, N = s->rows;
     int64_t gates_size = GATES * H, B = s->steps.batch;
-    for (int64_t d = 0; d < D; d++) {
-        const Weights *w = &s->weights[d];
-        float *scratch = memory, *gates, *hidden, *cells;
-        if (s->gates) {
-            gates = s->gates + d * N * gates_size;
-            hidden = s->hidden + d * (B + N) * H;
-            cells = s->cells + d * (B + N) * H;
-        } else {
-            gates = taken(&scratch, N * gates_size);
-            hidden = taken(&scratch, (B + N) * H);
-            cells = taken(&scratch, (B + N) * H);
-        }
-        const float *rows = turned(s, d, &scratch);
-        float *bias = taken(&scratch, gates_size), *panels = scratch;
-        int has_bias = w->bias_ih.data && w->bias_hh.data;
-        for (int64_t k = 0; has_bias && k < gates_size; k++)
-            bias[k] = w->bias_ih.data[k * w->bias_ih.of_row] + w->bias_hh.data[k * w->bias_hh.of_row];
-        times(N, I, gates_size, dense(rows, I), w->ih, panels, gates);
-        copied(hidden, f->h0 ? f->h0 + d * B * H : 0, B * H);
-        copied(cells, f->c0 ? f->c0 + d * B * H : 0, B * H);
-        packed(w->hh, GATES, H, H, panels);
-        Forward walk = {
-            .directions = 1, .hidden_size = H, .state_size = H, .steps = s->steps, .keep = 1,
-            .gates = {gates, 0}, .hidden = {hidden, 0}, .cells = {cells, 0}, .projected = {gates, 0},
-            .weight_hh = {panels, 0}, .bias = {has_bias ? bias : 0}, .rows = N, .back = d - 1,
-            .reverse = s->reverse, .output = f->output + d * H, .of_output = D * H,
-        };
-        current->forward(&walk, 0, 0, B);
-        last_states(s, hidden + B * H, f->h_n + d * B * H);
-        last_states(s, cells + B * H, f->c_n + d * B * H);
+    float *scratch = pass->scratch + d * pass->size, *gates, *hidden, *cells;
+    if (s->gates) {
+        gates = s->gates + d * N * gates_size;
+        hidden = s->hidden + d * (B + N) * H;
+        cells = s->cells + d * (B + N) * H;
+    } else {
+        gates = taken(&scratch, N * gates_size);
+        hidden = taken(&scratch, (B + N) * H);
+        cells = taken(&scratch, (B + N) * H);
     }
+    const float *rows = turned(s, d, &scratch);
+    float *bias = taken(&scratch, gates_size), *panels = scratch;
+    int has_bias = w->bias_ih.data && w->bias_hh.data;
+    for (int64_t k = 0; has_bias && k < gates_size; k++)
+        bias[k] = w->bias_ih.data[k * w->bias_ih.of_row] + w->bias_hh.data[k * w->bias_hh.of_row];
+    times(N, I, gates_size, dense(rows, I), w->ih, panels, gates);
+    copied(hidden, f->h0 ? f->h0 + d * B * H : 0, B * H);
+    copied(cells, f->c0 ? f->c0 + d * B * H : 0, B * H);
+    packed(w->hh, GATES, H, H, panels);
+    Forward walk = {
+        .directions = 1, .hidden_size = H, .state_size = H, .steps = s->steps, .keep = 1,
+        .gates = {gates, 0}, .hidden = {hidden, 0}, .cells = {cells, 0}, .projected = {gates, 0},
+        .weight_hh = {panels, 0}, .bias = {has_bias ? bias : 0}, .rows = N, .back = d - 1,
+        .reverse = s->reverse, .output = f->output + d * H, .of_output = D * H,
+    };
+    current->forward(&walk, 0, 0, B);
+    last_states(s, hidden + B * H, f->h_n + d * B * H);
+    last_states(s, cells + B * H, f->c_n + d * B * H);
 }
 
 /* The hidden state that each row began with, (N, H). */
@@ -176,61 +200,60 @@ static const float *states_before(const Layer *s, const float *hidden, float **s
     return out;
 }
 
-static void backward_layer(const void *job, float *memory) {
-    const LayerBackward *b = job;
-    const Layer *s = &b->layer;
+static void backward_direction(const void *argument, int64_t d) {
+    const Pass *pass = argument;
+    const LayerBackward *b = pass->job;
+    const Layer *s = pass->layer;
+    const Weights *w = &s->weights[d];
     int64_t D = s->directions, I = s->input_size, H = s->hidden_size, N = s->rows;
     int64_t gates_size = GATES * H, B = s->steps.batch;
-    for (int64_t d = 0; d < D; d++) {
-        const Weights *w = &s->weights[d];
-        float *d_ih = b->weights[d].ih, *d_hh = b->weights[d].hh, *d_bias = b->weights[d].bias;
-        float *hidden = s->hidden + d * (B + N) * H, *cells = s->cells + d * (B + N) * H;
-        if (!b->data && !b->h0 && !b->c0 && !d_ih && !d_hh && !d_bias)
-            continue;
-        float *scratch = memory;
-        float *dh = taken(&scratch, B * H), *dh_n = taken(&scratch, B * H);
-        float *dc = taken(&scratch, B * H), *dgates = taken(&scratch, N * gates_size);
-        copied(dh_n, b->h_n ? b->h_n + d * B * H : 0, B * H);
-        copied(dc, b->c_n ? b->c_n + d * B * H : 0, B * H);
-        packed(transposed(w->hh), 1, H, gates_size, scratch);
-        Backward walk = {
-            .directions = 1, .hidden_size = H, .state_size = H, .steps = s->steps, .row = N,
-            .gates = {s->gates + d * N * gates_size, 0}, .cells = {cells, 0}, .dh = {dh, 0},
-            .dh_n = {dh_n, 0}, .dc = {dc, 0}, .dgates = {dgates, 0}, .weight_hh = {scratch, 0},
-            .back = d - 1, .reverse = s->reverse, .output = b->output ? b->output + d * H : 0,
-            .of_step = (s->steps.sizes ? 1 : B) * D * H, .of_sequence = D * H,
-            .of_unit = 1,
-        };
-        current->backward(&walk, 0, 0, B);
-        Matrix rows_of_gates = dense(dgates, gates_size);
-        if (b->c0)
-            copied(b->c0 + d * B * H, dc, B * H);
-        if (b->h0)
-            times(B, gates_size, H, rows_of_gates, transposed(w->hh), scratch,
-                  b->h0 + d * B * H);
-        if (b->data) {
-            float *part = d ? taken(&scratch, N * I) : b->data;
-            times(N, gates_size, I, rows_of_gates, transposed(w->ih), scratch, part);
-            for (int64_t n = 0; d && n < N; n++)
-                for (int64_t k = 0; k < I; k++)
-                    b->data[turned_row(s, d, n) * I + k] += part[n * I + k];
-        }
-        for (int64_t k = 0; d_bias && k < gates_size; k++)
-            d_bias[k] = 0;
-        for (int64_t n = 0; d_bias && n < N; n++)
-            for (int64_t k = 0; k < gates_size; k++)
-                d_bias[k] += dgates[n * gates_size + k];
-        if (d_ih) {
-            const float *rows = turned(s, d, &scratch);
-            times(gates_size, N, I, transposed(rows_of_gates), transposed(dense(rows, I)), scratch,
-                  d_ih);
-        }
-        if (d_hh) {
-            const float *rows = states_before(s, hidden, &scratch);
-            times(gates_size, N, H, transposed(rows_of_gates), transposed(dense(rows, H)), scratch,
-                  d_hh);
-        }
+    float *d_ih = b->weights[d].ih, *d_hh = b->weights[d].hh, *d_bias = b->weights[d].bias;
+    float *hidden = s->hidden + d * (B + N) * H, *cells = s->cells + d * (B + N) * H;
+    if (!b->data && !b->h0 && !b->c0 && !d_ih && !d_hh && !d_bias)
+        return;
+    float *scratch = pass->scratch + d * pass->size;
+    float *dh = taken(&scratch, B * H), *dh_n = taken(&scratch, B * H);
+    float *dc = taken(&scratch, B * H), *dgates = taken(&scratch, N * gates_size);
+    copied(dh_n, b->h_n ? b->h_n + d * B * H : 0, B * H);
+    copied(dc, b->c_n ? b->c_n + d * B * H : 0, B * H);
+    packed(transposed(w->hh), 1, H, gates_size, scratch);
+    Backward walk = {
+        .directions = 1, .hidden_size = H, .state_size = H, .steps = s->steps, .row = N,
+        .gates = {s->gates + d * N * gates_size, 0}, .cells = {cells, 0}, .dh = {dh, 0},
+        .dh_n = {dh_n, 0}, .dc = {dc, 0}, .dgates = {dgates, 0}, .weight_hh = {scratch, 0},
+        .back = d - 1, .reverse = s->reverse, .output = b->output ? b->output + d * H : 0,
+        .of_step = (s->steps.sizes ? 1 : B) * D * H, .of_sequence = D * H, .of_unit = 1,
+        .sums = {.blocks = d_bias ? (N + CHUNK - 1) / CHUNK : 0, .of_group = N, .biases = {d_bias}},
+    };
+    if (d_bias && !N)
+        copied(d_bias, 0, gates_size);
+    current->backward(&walk, 0, 0, B);
+    Matrix rows_of_gates = dense(dgates, gates_size);
+    if (b->c0)
+        copied(b->c0 + d * B * H, dc, B * H);
+    if (b->h0)
+        times(B, gates_size, H, rows_of_gates, transposed(w->hh), scratch, b->h0 + d * B * H);
+    if (b->data)
+        times(N, gates_size, I, rows_of_gates, transposed(w->ih), scratch,
+              d ? pass->scratch + D * pass->size : b->data);
+    if (d_ih) {
+        const float *rows = turned(s, d, &scratch);
+        times(gates_size, N, I, transposed(rows_of_gates), transposed(dense(rows, I)), scratch, d_ih);
     }
+    if (d_hh) {
+        const float *rows = states_before(s, hidden, &scratch);
+        times(gates_size, N, H, transposed(rows_of_gates), transposed(dense(rows, H)), scratch, d_hh);
+    }
+}
+
+/* Adds what the second direction found to the gradients of the input. */
+static void add_second(const Pass *pass, float *data) {
+    const Layer *s = pass->layer;
+    const float *part = pass->scratch + 2 * pass->size;
+    int64_t I = s->input_size;
+    for (int64_t n = 0; n < s->rows; n++)
+        for (int64_t k = 0; k < I; k++)
+            data[turned_row(s, 1, n) * I + k] += part[n * I + k];
 }
 
 /* Whether every row swaps with one that there is. */
@@ -241,18 +264,22 @@ static int rows_are_there(const Layer *s) {
     return 1;
 }
 
-/* Runs one of the passes; None, or null with an exception set. */
-static PyObject *run_layer(const Layer *s, void (*pass)(const void *, float *), const void *job) {
-    float *memory;
+#define WORTH_A_THREAD ((int64_t)1 << 20) /* of numbers packed, of which each is as long as 16 products */
+
+/* Runs one of the passes, whose scratch memory the caller frees; -1 with an exception set. */
+static int run_layer(Pass *pass, void (*run)(const void *, int64_t), int64_t threads) {
+    const Layer *s = pass->layer;
+    int64_t D = s->directions, numbers = D * GATES * s->hidden_size * (s->input_size + s->hidden_size);
     if (!rows_are_there(s)) {
         PyErr_SetString(PyExc_IndexError, "`reverse` must hold rows of the input");
-        return NULL;
+        return -1;
     }
-    if (!(memory = scratch_of(s)))
-        return PyErr_NoMemory();
+    if (!scratch_of(pass)) {
+        PyErr_NoMemory();
+        return -1;
+    }
     Py_BEGIN_ALLOW_THREADS
-    pass(job, memory);
+    run_units(pass, run, D, numbers * (16 + s->rows) < WORTH_A_THREAD ? 1 : threads);
     Py_END_ALLOW_THREADS
-    free(memory);
-    Py_RETURN_NONE;
+    return 0;
 }

@@ -555,7 +555,11 @@ static PyObject *layer_forward(PyObject *module, PyObject *const *args, Py_ssize
     (void)module;
     if (read_call(args, count, &job, sizeof job, &threads) < 0)
         return NULL;
-    return run_layer(&job.layer, forward_layer, &job);
+    Pass pass = {.layer = &job.layer, .job = &job};
+    if (run_layer(&pass, forward_direction, threads) < 0)
+        return NULL;
+    free_scratch(&pass);
+    Py_RETURN_NONE;
 }
 
 static PyObject *layer_backward(PyObject *module, PyObject *const *args, Py_ssize_t count) {
@@ -564,7 +568,13 @@ static PyObject *layer_backward(PyObject *module, PyObject *const *args, Py_ssiz
     (void)module;
     if (read_call(args, count, &job, sizeof job, &threads) < 0)
         return NULL;
-    return run_layer(&job.layer, backward_layer, &job);
+    Pass pass = {.layer = &job.layer, .job = &job};
+    if (run_layer(&pass, backward_direction, threads) < 0)
+        return NULL;
+    if (job.data && job.layer.directions == 2)
+        add_second(&pass, job.data);
+    free_scratch(&pass);
+    Py_RETURN_NONE;
 }
 
 static PyObject *lanes(PyObject *module, PyObject *none) {

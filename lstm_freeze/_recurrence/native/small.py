@@ -1,9 +1,9 @@
 """Small layers, forward and backward, in one call of the extension each.
 
 In a layer with little to compute, as of one step of one sequence, every call of torch takes longer
-than its numbers. Which layers are small depends on their shapes alone, never on what is frozen or
-on grad mode. Such a layer keeps the same State as others, so `layer` can do from it what is not
-done here: the gradients of LoRA factors.
+than its numbers. Each direction has a thread. Which layers are small depends on their shapes alone,
+never on what is frozen or on grad mode. Such a layer keeps the same State as others, so `layer` can
+do from it what is not done here: the gradients of LoRA factors.
 
 Shapes are written as in `layer`.
 """
@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ..cell import gates_size
 from ..weights import Inputs, State, Wanted, Weights
-from . import extension
+from . import extension, memory
 
-# Beyond so many numbers in the weights, which are packed for each pass, or multiplications of a
-# pass, torch's products on several threads are faster.
-_MOST_NUMBERS = 2**18
-_MOST_PRODUCTS = 2**23
+# Beyond so many numbers in the weights of a direction, which are packed for each pass, or
+# multiplications of a pass, torch's products on several threads are faster. Each direction has a
+# thread: one alone leaves the other threads idle, so that it may have fewer.
+_MOST_NUMBERS = 2**19
+_MOST_PRODUCTS = {1: 2**23, 2: 2**25}
 
 # The extension's structs LayerForward and LayerBackward.
 _FORWARD, _BACKWARD = struct.Struct("=42q"), struct.Struct("=49q")
@@ -31,10 +32,10 @@ _FORWARD, _BACKWARD = struct.Struct("=42q"), struct.Struct("=49q")
 
 def applies(inputs: Inputs) -> bool:
     """Whether a layer is small, and is one that the extension computes."""
-    data, first = inputs.data, inputs.directions[0]
+    data, first, D = inputs.data, inputs.directions[0], len(inputs.directions)
     gates, P = first.weight_hh.shape
-    numbers = len(inputs.directions) * gates * (data.shape[-1] + P)
-    small = numbers <= _MOST_NUMBERS and numbers * _rows(data) <= _MOST_PRODUCTS
+    numbers = gates * (data.shape[-1] + P)
+    small = numbers <= _MOST_NUMBERS and numbers * _rows(data) <= _MOST_PRODUCTS[D]
     return small and first.weight_hr is None and extension.applies(data)
 
 
@@ -50,7 +51,8 @@ def forward(
     N, new = _rows(data), data.new_empty
     state = None
     if keep:
-        state = State(new((D, N, gates_size(H))), new((D, B + N, H)), new((D, B + N, H)))
+        sizes = (N, gates_size(H)), (B + N, H), (B + N, H)
+        state = State(*(memory.empty(data, D, *size) for size in sizes))
     results = new((*data.shape[:-1], D * H)), new((D, B, H)), new((D, B, H))
     owners: list[Tensor] = []
     layer = _layer(inputs, directions, state, owners)
