@@ -400,52 +400,50 @@ TARGET static void OWN(input_gates)(const Forward *s, int64_t d, int64_t row, in
                       GATES, out, GATES * LANES, LANES);
 }
 
-/* One step of up to CHUNK sequences from `first` on, before any projection. The step's states before
- * and after it begin with these rows of `hidden`. */
-TARGET static void OWN(forward_chunk)(const Forward *s, int64_t d, int64_t row, int64_t size,
-                                      int64_t before, int64_t after, int64_t first, int64_t count) {
+/* The units of the panel from `u` on, in one step of up to CHUNK sequences from `first` on, before any
+ * projection. The step's states before and after it begin with these rows of `hidden`. */
+TARGET static void OWN(forward_panel)(const Forward *s, int64_t d, int64_t row, int64_t size,
+                                      int64_t before, int64_t after, int64_t first, int64_t count,
+                                      int64_t u) {
     int64_t H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
     float tile[GATES * CHUNK * LANES], of_input[GATES * CHUNK * LANES];
-    const float *h_before = at(s->hidden, d, before + first, P);
-    const float *panels = at(s->weight_hh, d, 0, 0);
     const float no_bias[LANES] = {0};
-    int computes = s->weight_ih.data != 0;
+    int computes = s->weight_ih.data != 0, width = (int)smaller(LANES, H - u);
     int64_t source = computes ? row : row - s->row;
     if (s->mirrored && d == s->back)
         source = (computes ? s->rows : s->steps.steps * batch) - source - size;
-    const float *projected = computes ? 0 : at(s->projected, d, source + first, GATES * H);
-    float *gates = s->keep ? at(s->gates, d, row + first, GATES * H) : 0;
-    const float *c_before = at(s->cells, d, (s->keep ? before : 0) + first, H);
-    float *c = at(s->cells, d, (s->keep ? after : 0) + first, H);
-    float *h = s->weight_hr.data ? at(s->squashed, d, first, H) : at(s->hidden, d, after + first, H);
-    for (int64_t u = 0; u < H; u += LANES) {
-        int width = (int)smaller(LANES, H - u);
-        if (computes)
-            OWN(input_gates)(s, d, source + first, count, u, of_input);
-        for (int64_t r = 0; r < count; r++)
-            for (int g = 0; g < GATES; g++) {
-                if (projected)
-                    __builtin_prefetch(projected + (r * GATES + g) * H + u, 0, 2);
-                if (gates && gates != projected)
-                    __builtin_prefetch(gates + (r * GATES + g) * H + u, 1, 2);
-            }
-        OWN(product)(h_before, P, count, panels + u * GATES * P, P, GATES, tile);
-        for (int64_t r = 0; r < count; r++) {
-            const float *sums = TILE_ROW(tile, 0, r);
-            float *g = gates ? gates + r * GATES * H + u : 0;
-            const float *x = computes ? of_input + r * GATES * LANES : projected + r * GATES * H + u;
-            const float *bias = s->bias[d] ? s->bias[d] + u : no_bias;
-            int64_t of_gate = computes ? LANES : H, of_bias = s->bias[d] ? H : 0, k = r * H + u;
-            if (width == LANES && s->keep)
-                OWN(forward_units)(H, LANES, sums, x, of_gate, bias, of_bias, g, c_before + k, c + k,
-                                   h + k, 1);
-            else if (width == LANES)
-                OWN(forward_units)(H, LANES, sums, x, of_gate, bias, of_bias, g, c_before + k, c + k,
-                                   h + k, 0);
-            else
-                OWN(forward_last_units)(H, width, sums, x, of_gate, bias, of_bias, g, c_before + k,
-                                        c + k, h + k, (int)s->keep);
+    const float *projected = computes ? 0 : at(s->projected, d, source + first, GATES * H) + u;
+    float *gates = s->keep ? at(s->gates, d, row + first, GATES * H) + u : 0;
+    const float *c_before = at(s->cells, d, (s->keep ? before : 0) + first, H) + u;
+    float *c = at(s->cells, d, (s->keep ? after : 0) + first, H) + u;
+    float *h = (s->weight_hr.data ? at(s->squashed, d, first, H)
+                                  : at(s->hidden, d, after + first, H)) + u;
+    const float *bias = s->bias[d] ? s->bias[d] + u : no_bias;
+    if (computes)
+        OWN(input_gates)(s, d, source + first, count, u, of_input);
+    for (int64_t r = 0; r < count; r++)
+        for (int g = 0; g < GATES; g++) {
+            if (projected)
+                __builtin_prefetch(projected + (r * GATES + g) * H, 0, 2);
+            if (gates && gates != projected)
+                __builtin_prefetch(gates + (r * GATES + g) * H, 1, 2);
         }
+    OWN(product)(at(s->hidden, d, before + first, P), P, count,
+                 at(s->weight_hh, d, 0, 0) + u * GATES * P, P, GATES, tile);
+    for (int64_t r = 0; r < count; r++) {
+        const float *sums = TILE_ROW(tile, 0, r);
+        float *g = gates ? gates + r * GATES * H : 0;
+        const float *x = computes ? of_input + r * GATES * LANES : projected + r * GATES * H;
+        int64_t of_gate = computes ? LANES : H, of_bias = s->bias[d] ? H : 0, k = r * H;
+        if (width == LANES && s->keep)
+            OWN(forward_units)(H, LANES, sums, x, of_gate, bias, of_bias, g, c_before + k, c + k,
+                               h + k, 1);
+        else if (width == LANES)
+            OWN(forward_units)(H, LANES, sums, x, of_gate, bias, of_bias, g, c_before + k, c + k,
+                               h + k, 0);
+        else
+            OWN(forward_last_units)(H, width, sums, x, of_gate, bias, of_bias, g, c_before + k, c + k,
+                                    h + k, (int)s->keep);
     }
 }
 
@@ -482,9 +480,13 @@ TARGET static void OWN(forward)(const Forward *s, int64_t d, int64_t low, int64_
             before = t % 2 * batch;
             after = batch - before;
         }
+        /* A panel serves all rows of the step while it is in cache. */
+        for (int64_t u = 0; u < H; u += LANES)
+            for (int64_t first = low; first < last; first += most)
+                OWN(forward_panel)(s, d, row, size, before, after, first,
+                                   smaller(most, last - first), u);
         for (int64_t first = low; first < last; first += most) {
             int64_t count = smaller(most, last - first);
-            OWN(forward_chunk)(s, d, row, size, before, after, first, count);
             if (s->weight_hr.data)
                 OWN(project)(at(s->squashed, d, first, H), H, count, at(s->weight_hr, d, 0, 0),
                              at(s->hidden, d, after + first, P), P);
@@ -562,34 +564,37 @@ TARGET static void OWN(backward_tile)(int64_t H, int64_t u, int panels, int64_t 
         }
 }
 
-/* One step of up to CHUNK sequences. The first `running` of them have a later step, whose gates'
- * gradients are in `later`; the others end here, with the gradients `dh_n`. */
-TARGET static void OWN(backward_chunk)(const Backward *s, int64_t d, const OWN(Rows) * here,
-                                       const float *later, const float *dh_n, int64_t count,
-                                       int64_t running) {
+/* The panels from `u` on, in one step of up to CHUNK sequences. The first `running` of them have a later
+ * step, whose gates' gradients are in `later`; the others end here, with the gradients `dh_n`. With a
+ * projection this is the gradient of its results. */
+TARGET static void OWN(backward_panels)(const Backward *s, int64_t d, const OWN(Rows) * here,
+                                        const float *later, const float *dh_n, int64_t count,
+                                        int64_t running, int64_t u) {
+    int64_t H = s->hidden_size, P = s->state_size, end = smaller(P, u + MOST_PANELS * LANES);
+    float tile[MOST_PANELS * CHUNK * LANES];
+    int panels = (int)((end - u + LANES - 1) / LANES);
+    if (running)
+        OWN(product)(later, GATES * H, running, at(s->weight_hh, d, u, GATES * H), GATES * H, panels,
+                     tile);
+    for (int64_t r = running; r < count; r++)
+        for (int64_t k = u; k < end; k++)
+            TILE_ROW(tile, (k - u) / LANES, r)[(k - u) % LANES] = dh_n[r * P + k];
+    if (!s->weight_hr.data)
+        OWN(backward_tile)(H, u, panels, count, tile, here, here->dh);
+    else
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t k = u; k < end; k++)
+                here->dh[r * P + k] += TILE_ROW(tile, (k - u) / LANES, r)[(k - u) % LANES];
+}
+
+/* The same of the units before a projection, given the gradient of its results. */
+TARGET static void OWN(backward_projected)(const Backward *s, int64_t d, const OWN(Rows) * here,
+                                           int64_t count, int64_t u) {
     int64_t H = s->hidden_size, P = s->state_size;
     float tile[MOST_PANELS * CHUNK * LANES];
-    int projects = s->weight_hr.data != 0;
-    for (int64_t u = 0; u < P; u += MOST_PANELS * LANES) {
-        int panels = (int)smaller(MOST_PANELS, (P - u + LANES - 1) / LANES);
-        if (running)
-            OWN(product)(later, GATES * H, running, at(s->weight_hh, d, u, GATES * H), GATES * H,
-                         panels, tile);
-        for (int64_t r = running; r < count; r++)
-            for (int64_t k = u; k < smaller(P, u + MOST_PANELS * LANES); k++)
-                TILE_ROW(tile, (k - u) / LANES, r)[(k - u) % LANES] = dh_n[r * P + k];
-        if (!projects)
-            OWN(backward_tile)(H, u, panels, count, tile, here, here->dh);
-        else
-            for (int64_t r = 0; r < count; r++)
-                for (int64_t k = u; k < smaller(P, u + MOST_PANELS * LANES); k++)
-                    here->dh[r * P + k] += TILE_ROW(tile, (k - u) / LANES, r)[(k - u) % LANES];
-    }
-    for (int64_t u = 0; projects && u < H; u += MOST_PANELS * LANES) {
-        int panels = (int)smaller(MOST_PANELS, (H - u + LANES - 1) / LANES);
-        OWN(product)(here->dh, P, count, at(s->weight_hr, d, u, P), P, panels, tile);
-        OWN(backward_tile)(H, u, panels, count, tile, here, 0);
-    }
+    int panels = (int)((smaller(H, u + MOST_PANELS * LANES) - u + LANES - 1) / LANES);
+    OWN(product)(here->dh, P, count, at(s->weight_hr, d, u, P), P, panels, tile);
+    OWN(backward_tile)(H, u, panels, count, tile, here, 0);
 }
 
 /* The output's gradient at a step of `count` sequences from `first` on, (count, P), to `out`. */
@@ -618,24 +623,34 @@ TARGET static void OWN(take_in)(const Backward *s, int64_t d, int64_t t, int64_t
 TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int64_t high) {
     int64_t H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
     int64_t end = s->row, later = 0, block = makes_sums(s, low, high) ? s->sums.blocks : 0;
+    int projects = s->weight_hr.data != 0;
     for (int64_t t = s->steps.first + s->steps.steps - 1; t >= s->steps.first; t--) {
         int64_t size = rows_of(&s->steps, t), row = end - size, last = smaller(high, size);
         int64_t before = t ? batch + row - rows_of(&s->steps, t - 1) : 0;
-        int64_t most = block_of(last - low, CHUNK);
-        for (int64_t first = low; first < last; first += most) {
-            int64_t count = smaller(most, last - first);
-            int64_t running = smaller(count, later > first ? later - first : 0);
-            float *dh = at(s->dh, d, s->weight_hr.data ? row + first : first, P);
-            OWN(take_in)(s, d, t, row, first, count, dh);
-            OWN(Rows)
-            here = {
-                dh,                                 at(s->dc, d, first, H),
-                at(s->dgates, d, row + first, GATES * H), at(s->gates, d, row + first, GATES * H),
-                at(s->cells, d, before + first, H), at(s->cells, d, batch + row + first, H),
-            };
-            OWN(backward_chunk)(s, d, &here, at(s->dgates, d, end + first, GATES * H),
-                                at(s->dh_n, d, first, P), count, running);
-        }
+        int64_t most = block_of(last - low, CHUNK), wide = MOST_PANELS * LANES;
+#define ROWS_FROM(first)                                                                           \
+    {                                                                                              \
+        at(s->dh, d, projects ? row + first : first, P), at(s->dc, d, first, H),                   \
+            at(s->dgates, d, row + first, GATES * H), at(s->gates, d, row + first, GATES * H),     \
+            at(s->cells, d, before + first, H), at(s->cells, d, batch + row + first, H),           \
+    }
+        if (low < last)
+            OWN(take_in)(s, d, t, row, low, last - low, at(s->dh, d, projects ? row + low : low, P));
+        /* Panels serve all rows of the step while they are in cache. */
+        for (int64_t u = 0; u < P; u += wide)
+            for (int64_t first = low; first < last; first += most) {
+                int64_t count = smaller(most, last - first);
+                int64_t running = smaller(count, later > first ? later - first : 0);
+                OWN(Rows) here = ROWS_FROM(first);
+                OWN(backward_panels)(s, d, &here, at(s->dgates, d, end + first, GATES * H),
+                                     at(s->dh_n, d, first, P), count, running, u);
+            }
+        for (int64_t u = 0; projects && u < H; u += wide)
+            for (int64_t first = low; first < last; first += most) {
+                OWN(Rows) here = ROWS_FROM(first);
+                OWN(backward_projected)(s, d, &here, smaller(most, last - first), u);
+            }
+#undef ROWS_FROM
         end = row;
         later = size;
         for (; block && (block - 1) * CHUNK >= row; block--)
