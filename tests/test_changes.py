@@ -374,6 +374,18 @@ def test_killed_in_the_middle_the_old_file_is_whole(name, module, function, tmp_
     assert snapshot(fresh) == snapshot(old)
 
 
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_the_new_file_takes_the_old_one_s_name_and_not_its_content(name, tmp_path):
+    """A second name of the old file still leads to the old content, at every moment."""
+    module = nn.Linear(4, 4)
+    save_changes(module, tmp_path / name, {})
+    before = (tmp_path / name).read_bytes()
+    os.link(tmp_path / name, tmp_path / "second name")
+    nn.init.zeros_(module.weight)
+    save_changes(module, tmp_path / name, {})
+    assert (tmp_path / "second name").read_bytes() == before != (tmp_path / name).read_bytes()
+
+
 def test_an_interrupt_leaves_the_old_file_and_nothing_beside(trained, tmp_path, monkeypatch):
     _, module, base, _ = trained
     save_changes(module, tmp_path / "a.pt", base)

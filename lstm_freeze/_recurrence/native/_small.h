@@ -225,8 +225,6 @@ static void backward_direction(const void *argument, int64_t d) {
         .of_step = (s->steps.sizes ? 1 : B) * D * H, .of_sequence = D * H, .of_unit = 1,
         .sums = {.blocks = d_bias ? (N + CHUNK - 1) / CHUNK : 0, .of_group = N, .biases = {d_bias}},
     };
-    if (d_bias && !N)
-        copied(d_bias, 0, gates_size);
     current->backward(&walk, 0, 0, B);
     Matrix rows_of_gates = dense(dgates, gates_size);
     if (b->c0)
