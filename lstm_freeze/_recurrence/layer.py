@@ -109,7 +109,7 @@ def backward(
     # The gradient of the input alone reads weight_ih.
     used = given if wanted.data else [w._replace(down_ih=None, up_ih=None) for w in given]
     directions = [weights.merged(_added) for weights in used]
-    if not wanted.factors() and small.applies(inputs):
+    if small.applies(inputs) and not any(w.has_factors() for w in given):
         return small.backward(grads, inputs, directions, state, wanted)
     N = state.gates.shape[1]
     batch = state.hidden.shape[1] - N

@@ -38,9 +38,9 @@ class Weights(NamedTuple):
 
         `add` computes weight + up @ down; the default is for calls that are recorded.
         """
-        ih, hh, bias_ih, bias_hh, hr, *updates = self
-        if all(factor is None for factor in updates):
+        if not self.has_factors():
             return self
+        ih, hh, bias_ih, bias_hh, hr, *_ = self
         weights = (ih, self.down_ih, self.up_ih), (hh, self.down_hh, self.up_hh)
         new_ih, new_hh = (
             weight if down is None or up is None else add(weight, up, down)
@@ -49,6 +49,10 @@ class Weights(NamedTuple):
         if hr is not None and self.down_hr is not None and self.up_hr is not None:
             hr = add(hr, self.up_hr, self.down_hr)
         return Weights(new_ih, new_hh, bias_ih, bias_hh, hr)
+
+    def has_factors(self) -> bool:
+        """Whether a weight has an update."""
+        return any(factor is not None for factor in self[5:])
 
     def added_biases(self) -> Tensor | None:
         """The sum of both biases, (4H,); None where there are none."""

@@ -104,10 +104,12 @@ def forward(
     walk = NativeForward(directions, state, steps, keep, output)
     rows, runs = data.flatten(0, -2), runs_of(steps.steps, B, batch_sizes)
     whole = computes_input(directions, N, steps.steps)
-    # The input's part of the gates is made in memory that stays in cache or, with `keep`, where the
-    # activations will be. Only there, and for packed rows, must the reverse direction have a copy
-    # of the input in its own order.
-    mirrored = batch_sizes is None and (whole or not keep)
+    weights = [products.right(w.weight_ih.t(), N) for w in directions if not whole]
+    # With `keep` the input's part of the gates is made where the activations will be, in the
+    # reverse direction's order. Without it the input is read as it is, but only where a product's
+    # bits do not depend on the order of its rows.
+    own = whole or (not keep and all(weight.panels is not None for weight in weights))
+    mirrored = batch_sizes is None and own
     sides = [rows] * D
     if D == 2 and not mirrored:
         sides[1] = _picked(data, backwards(data, reverse)).flatten(0, -2)
@@ -118,7 +120,6 @@ def forward(
         blocks = blocks_of(runs, max(1, block_bytes // (D * G * data.element_size())))
         most = max(last - first for first, last in map(bounds, blocks))
         scratch = state.gates if keep else memory.empty(data, D, most, G)
-        weights = [products.right(w.weight_ih.t(), N) for w in directions]
         for block in blocks:
             first, last = bounds(block)
             projected = scratch[:, first:last] if keep else scratch[:, : last - first]
