@@ -140,6 +140,16 @@ def alias_of(name: str, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
     return in_memory(alias)
 
 
+def order_of_rows(name: str, order: Tensor, rows: int) -> Tensor:
+    """Numbers of rows as the extension reads them, which checks that they name rows."""
+    if (order.dtype, order.shape) != (torch.int64, (rows,)) or not is_there(order):
+        raise ValueError(
+            f"`{name}` must be int64 of size ({rows},), all of it in memory; got {order.dtype} of "
+            f"{tuple(order.shape)}"
+        )
+    return in_memory(order.contiguous())
+
+
 def in_memory(tensor: Tensor) -> Tensor:
     """The tensor with its numbers as they are in memory, which `is_there`.
 

@@ -25,6 +25,7 @@ from .extension import (
     check_kind,
     in_memory,
     operand,
+    order_of_rows,
     packed_job,
     panels,
     pointer,
@@ -64,12 +65,7 @@ class Steps(NamedTuple):
         _, sizes, reverse, *_ = inputs
         rows = inputs.data.shape[:-1].numel()
         if reverse is not None:
-            if (reverse.dtype, reverse.shape) != (torch.int64, (rows,)):
-                raise ValueError(
-                    f"`reverse` must be int64 of size ({rows},), got {reverse.dtype} of "
-                    f"{tuple(reverse.shape)}"
-                )
-            reverse = reverse.contiguous()
+            reverse = order_of_rows("reverse", reverse, rows)
         sizes = None if sizes is None else sizes.contiguous()
         return cls(rows, inputs.steps, inputs.batch, sizes, reverse)
 

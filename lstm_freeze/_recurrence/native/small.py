@@ -97,10 +97,8 @@ def _layer(
     """A layer as the extension's struct Layer; whose memory that is goes to `owners`."""
     data, sizes, reverse, *_ = inputs
     D, H, N, features = len(directions), directions[0].hidden_size, _rows(data), data.shape[-1]
-    if reverse is not None and (reverse.dtype, reverse.shape) != (torch.int64, (N,)):
-        raise ValueError(
-            f"`reverse` must be int64 of size ({N},), got {reverse.dtype} of {tuple(reverse.shape)}"
-        )
+    if reverse is not None:
+        reverse = extension.order_of_rows("reverse", reverse, N)
     kept = (None, None, None) if state is None else state
     tensors = [_address(x, owners) for x in (reverse, data, *kept)]
     G = gates_size(H)

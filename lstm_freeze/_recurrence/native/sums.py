@@ -97,12 +97,12 @@ class _Side(NamedTuple):
 def _sides(inputs: Inputs, state: State, back: Tensor, direction: int) -> tuple[_Side, _Side]:
     """Of weight_ih and of weight_hh."""
     data, batch_sizes, w = inputs.data, inputs.batch_sizes, inputs.directions[direction]
-    order, before = back if direction else None, None
+    order, before = back.contiguous() if direction else None, None
     if batch_sizes is not None:
         before = previous_rows(batch_sizes, state.gates.shape[1], data.device)
     elif order is not None:
         B = data.shape[1]
-        order = (order.unsqueeze(1) * B + torch.arange(B)).flatten()
+        order = (order.unsqueeze(1) * B + torch.arange(B, device=data.device)).flatten()
     return (
         _Side(w.down_ih, w.up_ih, data.flatten(0, -2), order),
         _Side(w.down_hh, w.up_hh, state.hidden[direction], before),
