@@ -188,3 +188,22 @@ def test_a_module_gives_them_on_its_way_through_autograd():
         found.append({n: p.grad for n, p in lstm.named_parameters() if p.grad is not None})
     assert len(found[0]) == 2 * 2 * 4 + 2 * 2 * 2
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_default_device_of_new_tensors_does_not_matter(packed):
+    lstm = BiLSTM(5, 7)
+    add_lora(lstm, rank=2)
+    x = pack_sequence([torch.randn(n, 5) for n in (5, 3)]) if packed else torch.randn(4, 3, 5)
+
+    def run():
+        lstm.zero_grad()
+        output = lstm(x)[0]
+        (output.data if packed else output).square().sum().backward()
+        return [p.grad for p in lstm.parameters() if p.grad is not None]
+
+    expected = run()
+    with torch.device("meta"):
+        found = run()
+    assert len(found) == 12
+    assert all(map(torch.equal, found, expected))

@@ -223,7 +223,7 @@ static void backward_direction(const void *argument, int64_t d) {
         .dh_n = {dh_n, 0}, .dc = {dc, 0}, .dgates = {dgates, 0}, .weight_hh = {scratch, 0},
         .back = d - 1, .reverse = s->reverse, .output = b->output ? b->output + d * H : 0,
         .of_step = (s->steps.sizes ? 1 : B) * D * H, .of_sequence = D * H, .of_unit = 1,
-        .sums = {.blocks = d_bias ? (N + CHUNK - 1) / CHUNK : 0, .of_group = N, .biases = {d_bias}},
+        .sums = {.chunks = d_bias ? (N + CHUNK - 1) / CHUNK : 0, .of_span = N, .biases = {d_bias}},
     };
     current->backward(&walk, 0, 0, B);
     Matrix rows_of_gates = dense(dgates, gates_size);

@@ -192,22 +192,22 @@ typedef struct {
     const float *panels_down; /* of down.t(); null if the gradient of `up` is not asked for */
 } Side;
 
-/* The factors of weight_ih and weight_hh of one direction. For each group of rows `out` receives the
+/* The factors of weight_ih and weight_hh of one direction. For each span of rows `out` receives the
  * gradients of both `up` turned, (ranks, 4H), and then those of both `down`. */
 typedef struct {
     const float *panels_up; /* of both side by side, (4H, ranks); null if no `down` is asked for */
     Side sides[2];
-    float *out;     /* (groups, of_out); null: there is nothing to compute */
-    int64_t of_out; /* floats from one group to the next */
+    float *out;     /* (spans, of_out); null: there is nothing to compute */
+    int64_t of_out; /* floats from one span to the next */
 } Factors;
 
-/* Sums over all rows of what the gates' gradients are multiplied with. They are made in blocks of CHUNK
- * rows, from the last one to the first, while these are in cache. A group of blocks has its own sums,
+/* Sums over all rows of what the gates' gradients are multiplied with. They are made in chunks of CHUNK
+ * rows, from the last one to the first, while these are in cache. A span of chunks has its own sums,
  * which the caller adds: so threads can share the work, and the bits do not depend on how many do. */
 typedef struct {
-    int64_t blocks, of_group, groups; /* the blocks, 0 if there is nothing to sum; those of a group */
-    float *biases[2];                 /* (groups, 4H) the sums of rows of each direction; or null */
-    int64_t of_scratch;               /* floats of a group and direction */
+    int64_t chunks, of_span, spans; /* the chunks, 0 if there is nothing to sum; those of a span */
+    float *biases[2];                 /* (spans, 4H) the sums of rows of each direction; or null */
+    int64_t of_scratch;               /* floats of a span and direction */
     float *scratch;
     Factors factors[2];
 } Sums;
@@ -292,7 +292,7 @@ typedef struct {
     void (*forward)(const Forward *, int64_t, int64_t, int64_t);
     void (*backward)(const Backward *, int64_t, int64_t, int64_t);
     void (*multiply)(const Multiply *, int64_t, int64_t, int64_t, int64_t);
-    void (*sum_block)(const Backward *, int64_t, int64_t);
+    void (*sum_chunk)(const Backward *, int64_t, int64_t);
 } Level;
 
 #if defined(__aarch64__)
@@ -331,7 +331,7 @@ typedef struct {
 #endif
 
 #define LEVEL_ENTRY(level, lanes)                                                                  \
-    {#level, lanes, pack_##level, forward_##level, backward_##level, multiply_##level, sum_block_##level}
+    {#level, lanes, pack_##level, forward_##level, backward_##level, multiply_##level, sum_chunk_##level}
 
 static const Level LEVELS[] = {
 #if defined(__aarch64__)
@@ -446,9 +446,9 @@ static void multiply_unit(const void *argument, int64_t unit) {
 static void sum_unit(const void *argument, int64_t unit) {
     const Backward *job = argument;
     const Sums *s = &job->sums;
-    int64_t group = unit % s->groups, end = smaller(s->blocks, (group + 1) * s->of_group);
-    for (int64_t block = end - 1; block >= group * s->of_group; block--)
-        current->sum_block(job, unit / s->groups, block);
+    int64_t span = unit % s->spans, end = smaller(s->chunks, (span + 1) * s->of_span);
+    for (int64_t chunk = end - 1; chunk >= span * s->of_span; chunk--)
+        current->sum_chunk(job, unit / s->spans, chunk);
 }
 
 /* ---- the module --------------------------------------------------------------------------- */
@@ -543,8 +543,8 @@ static PyObject *backward(PyObject *module, PyObject *const *args, Py_ssize_t co
     Ranges r = ranges(&job, &job.steps, job.directions, threads);
     Py_BEGIN_ALLOW_THREADS
     run_units(&r, backward_unit, job.directions * r.parts, threads);
-    if (job.sums.blocks && !makes_sums(&job, 0, bound(&r, 1)))
-        run_units(&job, sum_unit, job.directions * job.sums.groups, threads);
+    if (job.sums.chunks && !makes_sums(&job, 0, bound(&r, 1)))
+        run_units(&job, sum_unit, job.directions * job.sums.spans, threads);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

@@ -327,20 +327,20 @@ TARGET static void OWN(sum_rows)(const float *rows, int64_t count, int64_t width
     }
 }
 
-/* The sums over the rows of one block of one direction, of which the gates' gradients are there. */
-TARGET static void OWN(sum_block)(const Backward *s, int64_t d, int64_t block) {
+/* The sums over the rows of one chunk of one direction, of which the gates' gradients are there. */
+TARGET static void OWN(sum_chunk)(const Backward *s, int64_t d, int64_t chunk) {
     const Sums *of = &s->sums;
     const Factors *factors = &of->factors[d];
-    int64_t G = GATES * s->hidden_size, first = block * CHUNK;
-    int64_t count = smaller(CHUNK, s->row - first), group = block / of->of_group;
-    int adds = block + 1 < smaller(of->blocks, (group + 1) * of->of_group);
+    int64_t G = GATES * s->hidden_size, first = chunk * CHUNK;
+    int64_t count = smaller(CHUNK, s->row - first), span = chunk / of->of_span;
+    int adds = chunk + 1 < smaller(of->chunks, (span + 1) * of->of_span);
     const float *dgates = at(s->dgates, d, first, G);
     if (of->biases[d])
-        OWN(sum_rows)(dgates, count, G, of->biases[d] + group * G, adds);
+        OWN(sum_rows)(dgates, count, G, of->biases[d] + span * G, adds);
     if (factors->out)
         OWN(factors)(factors, dgates, G, first, count,
-                     of->scratch + (d * of->groups + group) * of->of_scratch,
-                     factors->out + group * factors->of_out, adds);
+                     of->scratch + (d * of->spans + span) * of->of_scratch,
+                     factors->out + span * factors->of_out, adds);
 }
 
 /* From the input's part of the gates, `of_gate` apart, the bias, `of_bias` apart, and the state's
@@ -622,7 +622,7 @@ TARGET static void OWN(take_in)(const Backward *s, int64_t d, int64_t t, int64_t
 /* Sequences [low, high) of one direction back through all steps. */
 TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int64_t high) {
     int64_t H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
-    int64_t end = s->row, later = 0, block = makes_sums(s, low, high) ? s->sums.blocks : 0;
+    int64_t end = s->row, later = 0, chunk = makes_sums(s, low, high) ? s->sums.chunks : 0;
     int projects = s->weight_hr.data != 0;
     for (int64_t t = s->steps.first + s->steps.steps - 1; t >= s->steps.first; t--) {
         int64_t size = rows_of(&s->steps, t), row = end - size, last = smaller(high, size);
@@ -653,8 +653,8 @@ TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int6
 #undef ROWS_FROM
         end = row;
         later = size;
-        for (; block && (block - 1) * CHUNK >= row; block--)
-            OWN(sum_block)(s, d, block - 1);
+        for (; chunk && (chunk - 1) * CHUNK >= row; chunk--)
+            OWN(sum_chunk)(s, d, chunk - 1);
     }
 }
 

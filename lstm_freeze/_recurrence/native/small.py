@@ -13,7 +13,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..cell import gates_size
@@ -22,7 +21,7 @@ from . import extension, memory
 
 # Beyond so many numbers in the weights of a direction, which are packed for each pass, or
 # multiplications of a pass, torch's products on several threads are faster. Each direction has a
-# thread: one alone leaves the other threads idle, so that it may have fewer.
+# thread: one alone leaves the other threads idle, so that it may have half as many numbers.
 _MOST_NUMBERS = 2**19
 _MOST_PRODUCTS = {1: 2**23, 2: 2**25}
 
@@ -35,7 +34,7 @@ def applies(inputs: Inputs) -> bool:
     data, first, D = inputs.data, inputs.directions[0], len(inputs.directions)
     gates, P = first.weight_hh.shape
     numbers = gates * (data.shape[-1] + P)
-    small = numbers <= _MOST_NUMBERS and numbers * _rows(data) <= _MOST_PRODUCTS[D]
+    small = numbers <= D * _MOST_NUMBERS and numbers * _rows(data) <= _MOST_PRODUCTS[D]
     return small and first.weight_hr is None and extension.applies(data)
 
 

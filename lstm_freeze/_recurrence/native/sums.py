@@ -1,6 +1,6 @@
 """Sums over a layer's rows that the loop makes on its way back: of biases and of low-rank factors.
 
-Rows are read in blocks, while the gradients of their gates are in cache. Which rows are summed in
+Rows are read in chunks, while the gradients of their gates are in cache. Which rows are summed in
 which order depends on their number alone: no bit depends on the number of threads.
 
 Shapes are written as in `layer` and `factors` of the room.
@@ -19,8 +19,8 @@ from ..weights import Inputs, State, Wanted
 from . import memory
 from .extension import CHUNK, check_kind, in_memory, panels, pointer, whole_panels
 
-# Groups of blocks, of which each has its own sums. It enters the numbers.
-_MOST_GROUPS = 8
+# Spans of consecutive chunks, of which each has its own sums. It enters the numbers.
+_MOST_SPANS = 8
 
 Found = list[Tensor | None]
 
@@ -38,21 +38,21 @@ class Sums:
         `back` is the order in which the reverse direction reads the input.
         """
         N, G = state.gates.shape[1:]
-        self._blocks = -(-N // CHUNK)
-        self._of_group = max(1, -(-self._blocks // _MOST_GROUPS))
-        self._groups = -(-self._blocks // self._of_group)
+        self._chunks = -(-N // CHUNK)
+        self._of_span = max(1, -(-self._chunks // _MOST_SPANS))
+        self._spans = -(-self._chunks // self._of_span)
         self._walked = wanted.directions()
         self._biases = {
-            d: state.gates.new_empty(self._groups, G) for d in self._walked if wanted.bias(d)
+            d: state.gates.new_empty(self._spans, G) for d in self._walked if wanted.bias(d)
         }
         self._factors = {
-            d: _Factors(_sides(inputs, state, back, d), flags, G, self._groups)
+            d: _Factors(_sides(inputs, state, back, d), flags, G, self._spans)
             for d, flags in enumerate(wanted.factors())
             if any(flags)
         }
         widest = max((factors.width for factors in self._factors.values()), default=0)
         self._of_scratch = CHUNK * widest
-        scratch = self._groups * self._of_scratch
+        scratch = self._spans * self._of_scratch
         self._scratch = memory.empty(state.gates, len(self._walked), scratch)
 
     def numbers(self) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ class Sums:
         if not self._biases and not self._factors:
             return NO_SUMS
         biases = [pointer(self._biases.get(d)) for d in self._walked]
-        found = [self._blocks, self._of_group, self._groups, *[*biases, 0][:2]]
+        found = [self._chunks, self._of_span, self._spans, *[*biases, 0][:2]]
         found += self._of_scratch, self._scratch.data_ptr()
         for d in self._walked:
             factors = self._factors.get(d)
@@ -113,7 +113,7 @@ class _Factors:
     """What the extension reads and writes for the factors of one direction."""
 
     def __init__(
-        self, sides: Sequence[_Side], flags: Sequence[bool], gates: int, groups: int
+        self, sides: Sequence[_Side], flags: Sequence[bool], gates: int, spans: int
     ) -> None:
         """Pack the factors; the flags say which of down_ih, up_ih, down_hh and up_hh train."""
         for_down, for_up = any(flags[::2]), any(flags[1::2])
@@ -133,7 +133,7 @@ class _Factors:
         ]
         self._sizes = [rank * gates for rank in ranks]
         self._sizes += [side.rank * side.rows.shape[1] for side in sides]
-        self._out = memory.empty(ups, groups, sum(self._sizes))
+        self._out = memory.empty(ups, spans, sum(self._sizes))
 
     def numbers(self) -> tuple[int, ...]:
         """The extension's struct Factors."""
