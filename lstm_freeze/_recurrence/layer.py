@@ -50,12 +50,6 @@ def _added(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return torch.addmm(weight, up, down, out=out)  # autocast changes no dtype of an `out`
 
 
-def _picked(data: Tensor, steps: Tensor) -> Tensor:
-    """The entries `steps` of the first dimension, in memory that is used again."""
-    out = memory.empty(data, steps.shape[0], *data.shape[1:])
-    return torch.index_select(data, 0, steps, out=out)
-
-
 class _WalkedBack(NamedTuple):
     """What the directions' walks back through time find, where it is wanted of them.
 
@@ -125,7 +119,7 @@ def backward(
         for d, w in enumerate(directions[1:], start=1):
             part = memory.empty(data, *data.shape)
             products.multiply(dgates[d], products.right(w.weight_ih, N), part.view(N, -1))
-            ddata.add_(_picked(part, back))
+            ddata.add_(memory.picked(part, back))
     dh0 = None
     if wanted.h0:
         dh0 = torch.bmm(dgates[:, :batch], torch.stack([w.weight_hh for w in directions]))
@@ -143,14 +137,14 @@ class _Read(NamedTuple):
     def by_weight_ih(self) -> Tensor:
         """(N, I) in this direction's order of time."""
         data = self.inputs.data
-        return (_picked(data, self.back) if self.direction else data).flatten(0, -2)
+        return (memory.picked(data, self.back) if self.direction else data).flatten(0, -2)
 
     def by_weight_hh(self) -> Tensor:
         """(N, P) the hidden states before each row."""
         hidden, N = self.state.hidden[self.direction], self.state.gates.shape[1]
         if self.inputs.batch_sizes is None:
             return hidden[:N]
-        return _picked(hidden, previous_rows(self.inputs.batch_sizes, N, hidden.device))
+        return memory.picked(hidden, previous_rows(self.inputs.batch_sizes, N, hidden.device))
 
     def by_weight_hr(self) -> Tensor:
         """(N, H) the hidden states before the projection."""

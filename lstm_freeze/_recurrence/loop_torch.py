@@ -37,7 +37,7 @@ def forward(
     rows = data.flatten(0, -2)
     N = rows.shape[0]
     back = backwards(data, reverse)
-    sides = [rows, data.index_select(0, back).flatten(0, -2)] if D == 2 else [rows]
+    sides = [rows, memory.picked(data, back).flatten(0, -2)] if D == 2 else [rows]
     blocks = _blocks(inputs, D * gates_size(H), block_bytes)
     most = max(last - first for first, last in map(bounds, blocks))
     gates = memory.empty(data, D, N if keep else most, gates_size(H))

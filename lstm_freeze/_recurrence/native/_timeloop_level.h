@@ -33,10 +33,12 @@ TARGET static void OWN(pack)(const Packing *s, int64_t panel) {
     }
 }
 
-/* m rows, (m, depth), times q panels, into `out`, with these strides of rows and panels. What is at
- * `added` (its panels lie as those of `out`) is added; null for nothing. */
+/* m rows, (m, depth), times q panels, into `out`, with these strides of rows and panels, and
+ * `panel_depth` floats from one depth of a panel to the next. What is at `added` (its panels lie as
+ * those of `out`) is added; null for nothing. */
 INLINE TARGET void OWN(tile_of)(const float *rows, int64_t of_row, int64_t of_depth,
-                                const float *panels, int64_t panel_size, int64_t depth, float *out,
+                                const float *panels, int64_t panel_size, int64_t panel_depth,
+                                int64_t depth, float *out,
                                 int64_t out_row, int64_t out_panel, const float *added,
                                 int64_t added_row, const int m, const int q) {
     VECTOR sums[2 * MOST_ROWS][MOST_PANELS], columns[MOST_PANELS];
@@ -46,7 +48,7 @@ INLINE TARGET void OWN(tile_of)(const float *rows, int64_t of_row, int64_t of_de
     for (int64_t k = 0; k < depth; k++) {
 #pragma GCC unroll 4
         for (int p = 0; p < q; p++)
-            columns[p] = *(const VECTOR *)(panels + p * panel_size + k * LANES);
+            columns[p] = *(const VECTOR *)(panels + p * panel_size + k * panel_depth);
 #pragma GCC unroll 12
         for (int r = 0; r < m; r++) {
             /* In every lane: minus zero is exact. */
@@ -67,10 +69,10 @@ INLINE TARGET void OWN(tile_of)(const float *rows, int64_t of_row, int64_t of_de
 #define TILE_CASE(m, q)                                                                            \
     case 8 * m + q:                                                                                \
         if (turned)                                                                                \
-            OWN(tile_of)(rows, 1, MOST_ROWS, panels, panel_size, depth, out, out_row, out_panel,   \
+            OWN(tile_of)(rows, 1, MOST_ROWS, panels, panel_size, LANES, depth, out, out_row, out_panel,   \
                          added, added_row, m, q);                                                  \
         else                                                                                       \
-            OWN(tile_of)(rows, width, 1, panels, panel_size, depth, out, out_row, out_panel,       \
+            OWN(tile_of)(rows, width, 1, panels, panel_size, LANES, depth, out, out_row, out_panel,       \
                          added, added_row, m, q);                                                  \
         return;
 
@@ -192,59 +194,37 @@ TARGET static void OWN(multiply)(const Multiply *s, int64_t low, int64_t count, 
     }
 }
 
-/* beside.t() @ rows, of up to OUTER_ROWS columns beside `count` rows, in q panels of the rows'
- * columns: written to `out`, or added to what is there. */
-INLINE TARGET void OWN(outer_of)(const float *beside, const float *rows, int64_t of_row,
-                                 int64_t count, float *out, int64_t out_row, int64_t columns,
-                                 int adds, const int q) {
-    VECTOR sums[OUTER_ROWS][OUTER_PANELS], row[OUTER_PANELS];
-    for (int r = 0; r < OUTER_ROWS; r++)
-        for (int p = 0; p < q; p++)
-            sums[r][p] = (VECTOR){0};
-    for (int64_t n = 0; n < count; n++) {
-#pragma GCC unroll 3
-        for (int p = 0; p < q; p++)
-            row[p] = *(const VECTOR *)(rows + n * of_row + p * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < OUTER_ROWS; r++) {
-            VECTOR x = beside[n * OUTER_ROWS + r] - (VECTOR){0};
-#pragma GCC unroll 3
-            for (int p = 0; p < q; p++)
-                sums[r][p] = VECTOR_MULTIPLY_ADD(x, row[p], sums[r][p]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < OUTER_ROWS; r++) {
-        if (r >= columns)
-            continue;
-        for (int p = 0; p < q; p++) {
-            VECTOR *sum = (VECTOR *)(out + r * out_row + p * LANES);
-            if (adds)
-                sums[r][p] += *sum;
-            *sum = sums[r][p];
-        }
-    }
-}
-
-/* The same of up to CHUNK whole rows, `width` wide. */
+/* beside.t() @ rows, of OUTER_ROWS columns beside up to CHUNK rows, (count, width): the first `columns`
+ * of them are written to `out`, (columns, width), or added to what is there. */
 TARGET static void OWN(outer)(const float *beside, const float *rows, int64_t width, int64_t count,
                               float *out, int64_t columns, int adds) {
-    float rest[CHUNK * LANES], sums[OUTER_ROWS * LANES];
-    int64_t k = 0;
-    for (; k + OUTER_PANELS * LANES <= width; k += OUTER_PANELS * LANES)
-        OWN(outer_of)(beside, rows + k, width, count, out + k, width, columns, adds, OUTER_PANELS);
-    for (; k + LANES <= width; k += LANES)
-        OWN(outer_of)(beside, rows + k, width, count, out + k, width, columns, adds, 1);
-    if (k == width)
-        return;
-    for (int64_t n = 0; n < count; n++)
-        for (int64_t j = 0; j < LANES; j++)
-            rest[n * LANES + j] = k + j < width ? rows[n * width + k + j] : 0.0f;
-    OWN(outer_of)(beside, rest, LANES, count, sums, LANES, columns, 0, 1);
-    for (int64_t r = 0; r < columns; r++)
-        for (int64_t j = 0; k + j < width; j++)
-            out[r * width + k + j] = adds ? out[r * width + k + j] + sums[r * LANES + j]
-                                          : sums[r * LANES + j];
+    float rest[CHUNK * LANES], sums[OUTER_ROWS * OUTER_PANELS * LANES];
+    for (int64_t k = 0, wide; k < width; k += wide) {
+        const float *panels = rows + k;
+        int64_t of_row = width, left = width - k, whole = columns == OUTER_ROWS && left >= LANES;
+        wide = left < OUTER_PANELS * LANES ? smaller(LANES, left) : OUTER_PANELS * LANES;
+        if (wide < LANES) {
+            for (int64_t n = 0; n < count; n++)
+                for (int64_t j = 0; j < LANES; j++)
+                    rest[n * LANES + j] = j < wide ? panels[n * width + j] : 0.0f;
+            panels = rest;
+            of_row = LANES;
+        }
+        float *to = whole ? out + k : sums;
+        int64_t to_row = whole ? width : OUTER_PANELS * LANES;
+        const float *added = whole && adds ? to : 0;
+        if (wide == OUTER_PANELS * LANES)
+            OWN(tile_of)(beside, 1, OUTER_ROWS, panels, LANES, of_row, count, to, to_row, LANES, added,
+                         to_row, OUTER_ROWS, OUTER_PANELS);
+        else
+            OWN(tile_of)(beside, 1, OUTER_ROWS, panels, LANES, of_row, count, to, to_row, LANES, added,
+                         to_row, OUTER_ROWS, 1);
+        for (int64_t r = 0; !whole && r < columns; r++)
+            for (int64_t j = 0; j < wide; j++) {
+                float *sum = out + r * width + k + j;
+                *sum = adds ? *sum + sums[r * to_row + j] : sums[r * to_row + j];
+            }
+    }
 }
 
 /* The same of any number of columns, `of_beside` apart from one row to the next. */
@@ -544,6 +524,16 @@ typedef struct {
     const float *gates, *c_before, *c;
 } OWN(Rows);
 
+INLINE OWN(Rows) OWN(rows_from)(const Backward *s, int64_t d, int64_t row, int64_t before,
+                                int64_t first) {
+    int64_t H = s->hidden_size, G = GATES * H, here = row + first;
+    return (OWN(Rows)){
+        at(s->dh, d, s->weight_hr.data ? here : first, s->state_size), at(s->dc, d, first, H),
+        at(s->dgates, d, here, G), at(s->gates, d, here, G), at(s->cells, d, before + first, H),
+        at(s->cells, d, s->steps.batch + here, H),
+    };
+}
+
 /* The units of `panels` panels from `u` on, given what reaches o * tanh(c) in a tile, and in dh. */
 TARGET static void OWN(backward_tile)(int64_t H, int64_t u, int panels, int64_t count,
                                       const float *tile, const OWN(Rows) * s, const float *dh) {
@@ -621,19 +611,13 @@ TARGET static void OWN(take_in)(const Backward *s, int64_t d, int64_t t, int64_t
 
 /* Sequences [low, high) of one direction back through all steps. */
 TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int64_t high) {
-    int64_t H = s->hidden_size, P = s->state_size, batch = s->steps.batch;
+    int64_t H = s->hidden_size, P = s->state_size;
     int64_t end = s->row, later = 0, chunk = makes_sums(s, low, high) ? s->sums.chunks : 0;
     int projects = s->weight_hr.data != 0;
     for (int64_t t = s->steps.first + s->steps.steps - 1; t >= s->steps.first; t--) {
         int64_t size = rows_of(&s->steps, t), row = end - size, last = smaller(high, size);
-        int64_t before = t ? batch + row - rows_of(&s->steps, t - 1) : 0;
+        int64_t before = t ? s->steps.batch + row - rows_of(&s->steps, t - 1) : 0;
         int64_t most = block_of(last - low, CHUNK), wide = MOST_PANELS * LANES;
-#define ROWS_FROM(first)                                                                           \
-    {                                                                                              \
-        at(s->dh, d, projects ? row + first : first, P), at(s->dc, d, first, H),                   \
-            at(s->dgates, d, row + first, GATES * H), at(s->gates, d, row + first, GATES * H),     \
-            at(s->cells, d, before + first, H), at(s->cells, d, batch + row + first, H),           \
-    }
         if (low < last)
             OWN(take_in)(s, d, t, row, low, last - low, at(s->dh, d, projects ? row + low : low, P));
         /* Panels serve all rows of the step while they are in cache. */
@@ -641,16 +625,15 @@ TARGET static void OWN(backward)(const Backward *s, int64_t d, int64_t low, int6
             for (int64_t first = low; first < last; first += most) {
                 int64_t count = smaller(most, last - first);
                 int64_t running = smaller(count, later > first ? later - first : 0);
-                OWN(Rows) here = ROWS_FROM(first);
+                OWN(Rows) here = OWN(rows_from)(s, d, row, before, first);
                 OWN(backward_panels)(s, d, &here, at(s->dgates, d, end + first, GATES * H),
                                      at(s->dh_n, d, first, P), count, running, u);
             }
         for (int64_t u = 0; projects && u < H; u += wide)
             for (int64_t first = low; first < last; first += most) {
-                OWN(Rows) here = ROWS_FROM(first);
+                OWN(Rows) here = OWN(rows_from)(s, d, row, before, first);
                 OWN(backward_projected)(s, d, &here, smaller(most, last - first), u);
             }
-#undef ROWS_FROM
         end = row;
         later = size;
         for (; chunk && (chunk - 1) * CHUNK >= row; chunk--)

@@ -108,7 +108,7 @@ def forward(
     mirrored = batch_sizes is None and own
     sides = [rows] * D
     if D == 2 and not mirrored:
-        sides[1] = _picked(data, backwards(data, reverse)).flatten(0, -2)
+        sides[1] = memory.picked(data, backwards(data, reverse)).flatten(0, -2)
     if whole:
         walk.read(sides, [w.weight_ih for w in directions])
         walk.run(runs, None, mirrored)
@@ -273,10 +273,6 @@ def walk_back(
     )
     call("backward", job, (state, found, output, dh_n, weight_hh, weight_hr, steps, sums))
     return found
-
-
-def _picked(data: Tensor, order: Tensor) -> Tensor:
-    return torch.index_select(data, 0, order, out=memory.empty(data, *data.shape))
 
 
 def _start(grad: Tensor | None, out: Tensor) -> Tensor:

@@ -46,6 +46,12 @@ def empty(like: Tensor, *shape: int) -> Tensor:
     return kept.view(shape)
 
 
+def picked(data: Tensor, order: Tensor) -> Tensor:
+    """The entries of the first dimension in an order, (len(order), ...), in such memory."""
+    out = empty(data, order.shape[0], *data.shape[1:])
+    return torch.index_select(data, 0, order, out=out)
+
+
 def pass_by() -> None:
     """Counts one more pass of a layer; frees the blocks that were not used for many passes."""
     if _blocks is not None:

@@ -39,7 +39,7 @@ class Sums:
         """
         N, G = state.gates.shape[1:]
         self._chunks = -(-N // CHUNK)
-        self._of_span = max(1, -(-self._chunks // _MOST_SPANS))
+        self._of_span = -(-self._chunks // _MOST_SPANS)
         self._spans = -(-self._chunks // self._of_span)
         self._walked = wanted.directions()
         self._biases = {
